@@ -1,0 +1,38 @@
+"""Leaf: arguments that users pass, checked once and explained in one sentence."""
+from __future__ import annotations
+
+import math
+import select
+
+from epollkit.errors import UsageError
+
+_EXCLUSIVE = select.EPOLLEXCLUSIVE
+_WITH_EXCLUSIVE = select.EPOLLIN | select.EPOLLOUT | select.EPOLLERR | select.EPOLLHUP | _EXCLUSIVE     # epoll_ctl(2)
+_EVENTS = _WITH_EXCLUSIVE | select.EPOLLPRI | select.EPOLLRDHUP | select.EPOLLONESHOT
+
+
+def checked_events(events: object) -> int:
+    """A mask for `register` and `modify`."""
+    if isinstance(events, bool) or not isinstance(events, int):
+        raise UsageError(f"events is a mask like IN | OUT, not {events!r}")
+    if events <= 0 or events & ~_EVENTS:
+        raise UsageError(f"events {events:#x} is not made of IN, OUT, PRI, RDHUP, ERR, HUP, ONESHOT and EXCLUSIVE")
+    if events & _EXCLUSIVE and events & ~_WITH_EXCLUSIVE:
+        raise UsageError("EXCLUSIVE goes with IN and OUT only, not with RDHUP, PRI or ONESHOT (epoll_ctl(2))")
+    return events
+
+
+def checked_number(name: str, value: object, least: int, most: int) -> int:
+    """A whole number within bounds."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise UsageError(f"{name} is a whole number from {least} to {most}, not {value!r}")
+    return value
+
+
+def checked_timeout_ns(timeout: object) -> int:
+    """Seconds that a turn may wait, as nanoseconds rounded up (one that is cut short spins); -1: without end."""
+    if timeout is None:
+        return -1
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or math.isnan(timeout) or timeout < 0:
+        raise UsageError(f"timeout is None or a number of seconds, 0 or more, not {timeout!r}")
+    return math.ceil(timeout * 1e9) if timeout < 1e9 else -1

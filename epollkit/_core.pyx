@@ -1,0 +1,818 @@
+"""The bare loop: registrations, dispatch, deadlines, turns. Read `_slots.pxd` first; it is the promise."""
+import warnings
+from collections import deque, namedtuple
+from math import isnan
+
+from cpython.exc cimport PyErr_CheckSignals
+from cpython.object cimport PyObject, PyTypeObject, traverseproc, visitproc
+from cpython.pythread cimport PyThread_get_thread_ident
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc cimport errno
+from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport strerror
+
+from epollkit cimport _sys
+from epollkit._calls cimport Calls, Timer, delay_ns
+from epollkit._slots cimport (
+    MAX_SLOTS, NO_SLOT, SLOT_BOUND_CALLS, SLOT_EXCLUSIVE, SLOT_INTERNAL, SLOT_OWNS_FD, SLOT_PEER_CLOSED, SLOT_READY,
+    SLOT_TELLS_CLOSE, SLOT_UNLIMITED, SLOT_WATCHED, STALE_CLOSED, STALE_ORPHAN, STALE_RECYCLED, Slot, slot_at, slot_for,
+    slot_invalidate, slot_named, slot_of_fd, slot_recycle, slot_staleness, slot_tag, slot_take, slots_forget_batches,
+    slots_free, slots_init,
+)
+from epollkit._sys cimport EK_ASSERT
+from epollkit._tokens cimport Anchor, Token, make_token
+from epollkit._timers cimport TimerNode, timers_defer, timers_first_ns, timers_free, timers_remove, timers_set
+
+from epollkit._checks import checked_events, checked_number, checked_timeout_ns
+from epollkit.errors import LimitReached, StaleToken, UsageError
+
+IN = _sys.EPOLLIN
+OUT = _sys.EPOLLOUT
+PRI = _sys.EPOLLPRI
+RDHUP = _sys.EPOLLRDHUP
+ERR = _sys.EPOLLERR
+HUP = _sys.EPOLLHUP
+ONESHOT = _sys.EPOLLONESHOT
+EXCLUSIVE = _sys.EPOLLEXCLUSIVE
+
+cdef uint32_t PEER_GONE = _sys.EPOLLRDHUP | _sys.EPOLLHUP
+cdef int64_t GIL_SLICE_NS = 5000000     # a loop that never blocks still lets other threads run, this often
+cdef int64_t MAX_WAIT_NS = 3600000000000    # an hour: a wait nobody asked to end is still looked at now and then
+
+LoopStats = namedtuple("LoopStats", (
+    "batches", "events", "upcalls", "stale_closed", "stale_recycled", "stale_orphan", "wrong_deliveries", "wrong_kills",
+    "accepted", "closed", "lost", "live", "timers", "retired"))
+
+
+def build_info():
+    """Which build runs: `{"build": "release" | "debug"}`. The debug build checks invariants and aborts on a broken one."""
+    return {"build": "debug" if _sys.EPOLLKIT_DEBUG else "release"}
+
+
+cdef object os_error(int code, str what):
+    return OSError(code, f"{what}: {strerror(code).decode()}")
+
+
+cdef size_t NODE_OFFSET = <size_t>&(<Slot *>NULL).timer      # from a node in the heap back to its slot
+
+
+cdef class Endpoint:
+    """What a slot belongs to. Python code meets its subclasses: streams, listeners."""
+
+    cdef int on_opened(self) except -1:
+        return 0
+
+    cdef int on_ready(self, uint32_t events) except -1:
+        return 0
+
+    cdef int on_deadline(self) except -1:
+        return 0
+
+    cdef int on_closed(self, object reason) except -1:
+        return 0
+
+    cdef int on_room(self) except -1:
+        return 0
+
+    @property
+    def loop(self):
+        """The loop it belongs to, from registration to the end of on_close; UsageError outside of that."""
+        if self.loop_link == NULL:
+            raise UsageError(f"this {type(self).__name__} is closed, or was never opened")
+        return <Loop>self.loop_link
+
+    cdef Loop owner(self):
+        if self.slot == NULL:
+            raise UsageError(f"this {type(self).__name__} is closed, or was never opened")
+        return <Loop>self.loop_link
+
+    @property
+    def token(self):
+        """The registration's `Token`; UsageError when it is not live."""
+        cdef Loop loop = self.owner()
+        return make_token(loop.anchor, self.slot)
+
+    def fileno(self):
+        """The fd, which stays the loop's; UsageError when it is not live."""
+        self.owner()
+        return self.slot.fd
+
+
+cdef class RawEndpoint(Endpoint):
+    cdef int on_ready(self, uint32_t events) except -1:
+        self.handler(self.registration, events)
+        return 0
+
+
+cdef class Wakeup(Endpoint):
+    cdef int on_ready(self, uint32_t events) except -1:
+        cdef Loop loop = <Loop>self.loop_link
+        loop.wake_sent = False          # before the read: a wake-up sent in between writes again
+        _sys.ek_eventfd_drain(self.slot.fd)
+        return 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The loop
+#
+# A batch is what one epoll_wait returned: up to 512 statements about the past. By the time the loop comes to the 500th,
+# 499 handlers have run, and any of them may have closed that connection and accepted another, which then has the same fd
+# and the same slot: both are handed out lowest or warmest first. Told by its fd, the event would reach the newcomer.
+#
+# So an event names its registration: slot index and generation, in the 64 bits that the kernel carries for us. dispatch()
+# compares them, drops what is stale and counts it. One bit of generation (nginx's instance) sees the slot's next owner, but
+# not the one after: close A, accept B, B closes, accept C, and C has A's bit. 32 bits see four thousand million of them.
+#
+# RDHUP is looked at first, but as a flag, not as a verdict: "the peer has shut down its side" often comes with its last
+# bytes still unread, and whoever closes on it throws a request away. The flag says that what is buffered is all there is.
+#
+# A closed fd takes its registration out of the set only when no copy of the description is left: after dup(), fork() or a
+# passed fd the kernel goes on reporting it. Those tags are stale for ever, and dropped as orphans.
+#
+# Starvation: everything that could go on for ever has a budget per turn (accepts, bytes read, timers, posted calls), and
+# whoever stops at one is on the ready list, because its edge is spent and the kernel will not repeat it.
+# ---------------------------------------------------------------------------------------------------------------------
+cdef class Loop:
+    """The bare loop: registrations, listeners, timers, turns. `epollkit.Loop` adds streams to it.
+
+    Args:
+        max_connections: registrations at most, listeners and the loop's own wake-ups not counted.
+        instance_bits: how many bits of the generation are compared, 1 to 32. Leave it at 32; 1 is nginx's scheme, for
+            tests and teaching.
+        batch: events taken from the kernel at once, 1 to 65536.
+
+    A loop belongs to the thread that made it. Only `call_soon_threadsafe` may be called from other threads; any other
+    call from there raises `UsageError`. A loop that is dropped without `close()` closes its fds without any upcall and
+    warns (`ResourceWarning`); `with Loop() as loop:` closes it.
+    """
+
+    def __cinit__(self, max_connections=65536, instance_bits=32, batch=512, **ignored):
+        self.epoll_fd = self.wake_fd = -1
+        self.closed = True              # until __init__ is through: __dealloc__ then has little to do
+        self.anchor = Anchor.__new__(Anchor)
+        self.anchor.slots = &self.slots
+        self.calls = Calls.__new__(Calls)
+        self.bound = {}
+        self.closings = deque()
+        self.waiting_for_room = []
+        self.thread = PyThread_get_thread_ident()
+        self.batch = 1
+        self.ready_head = self.ready_tail = NO_SLOT
+
+    def __init__(self, max_connections=65536, instance_bits=32, batch=512):
+        if self.events != NULL:
+            raise UsageError("this loop is initialised already")
+        self.max_connections = checked_number("max_connections", max_connections, 1, MAX_SLOTS - UNLIMITED_SLOTS)
+        self.instance_bits = checked_number("instance_bits", instance_bits, 1, 32)
+        self.batch_room = checked_number("batch", batch, 1, 65536)
+        self.events = <_sys.epoll_event *>malloc(self.batch_room * sizeof(_sys.epoll_event))
+        if self.events == NULL or slots_init(&self.slots, self.max_connections + UNLIMITED_SLOTS, self.instance_bits) < 0:
+            raise MemoryError()
+        self.epoll_fd = _sys.ek_epoll_create()
+        if self.epoll_fd < 0:
+            raise os_error(-self.epoll_fd, "epoll_create1")
+        self.closed = False
+        self.wake_fd = _sys.ek_eventfd()
+        if self.wake_fd < 0:
+            code = -self.wake_fd
+            self.drop_everything()
+            raise os_error(code, "eventfd")
+        self.watch(self.attach(Wakeup.__new__(Wakeup), self.wake_fd, SLOT_INTERNAL | SLOT_UNLIMITED | SLOT_OWNS_FD),
+                   _sys.EPOLLIN | _sys.EPOLLET)
+
+    def __del__(self):
+        if not self.closed:
+            warnings.warn(f"unclosed loop {self!r}; use 'with Loop()' or call close()", ResourceWarning, source=self,
+                          stacklevel=1)
+            self.drop_everything()
+
+    def __dealloc__(self):
+        cdef uint32_t index
+        self.anchor.slots = NULL
+        if not self.closed:         # only if a subclass's __del__ hid ours: no objects can be touched here, but fds can
+            for index in range(self.slots.fresh):
+                if slot_at(&self.slots, index).flags & SLOT_OWNS_FD:
+                    _sys.ek_close(slot_at(&self.slots, index).fd)
+            _sys.ek_close(self.epoll_fd)
+        slots_free(&self.slots)
+        timers_free(&self.deadlines)
+        free(self.events)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.close()
+
+    def __repr__(self):
+        state = "closed" if self.closed else f"{self.slots.live - self.slots.unlimited} live"
+        return f"<{type(self).__name__} {state}>"
+
+    def _check_usable(self):
+        self.check_usable()
+
+    cdef int check_usable(self) except -1:
+        if self.closed:
+            raise UsageError("this loop is closed")
+        if PyThread_get_thread_ident() != self.thread:
+            raise UsageError("this loop belongs to another thread; from here only call_soon_threadsafe() may be called")
+        return 0
+
+    # -- registrations, the raw API ------------------------------------------------------------------------------------
+
+    def register(self, fd, events, handler):
+        """Watch any pollable fd: `handler(token, events)` is called with the whole mask of each edge. Returns a `Token`.
+
+        Args:
+            fd: an int or anything with `fileno()`. It stays the caller's: the loop never closes it.
+            events: `IN | OUT | PRI | ONESHOT | EXCLUSIVE`. Edge-triggered always, and RDHUP is added (not with EXCLUSIVE,
+                which forbids it); a listening socket is level-triggered. ERR and HUP come unasked (epoll_ctl(2)).
+            handler: an edge is reported once, so read or write until EAGAIN; a repeated edge must do no harm.
+                One that raises is reported and unregistered.
+
+        Raises UsageError: the fd is closed, already registered, or not pollable; a wrong mask; LimitReached:
+            `max_connections` are registered. OSError: the kernel's own limits (ENOSPC: fs.epoll.max_user_watches).
+        """
+        cdef uint32_t mask
+        cdef int number
+        self.check_usable()
+        number = fd if isinstance(fd, int) else fd.fileno()
+        mask = checked_events(events)
+        if not callable(handler):
+            raise UsageError(f"a handler is called as handler(token, events); {handler!r} can't be called")
+        if number < 0:
+            raise UsageError(f"fd {number} is closed")
+        if self.at_limit():
+            raise LimitReached(f"max_connections={self.max_connections} are registered already")
+        if not mask & _sys.EPOLLEXCLUSIVE:
+            mask |= _sys.EPOLLRDHUP
+        if not _sys.ek_is_listening(number):
+            mask |= _sys.EPOLLET
+        return self.register_raw(number, mask, handler, 0)
+
+    def _register_internal(self, int fd, events, handler):
+        """For the loop's own wake-ups: not counted, not limited, ended by close() only."""
+        self.check_usable()
+        return self.register_raw(fd, events | _sys.EPOLLET, handler, SLOT_INTERNAL | SLOT_UNLIMITED)
+
+    cdef Token register_raw(self, int fd, uint32_t events, object handler, uint16_t flags):
+        cdef RawEndpoint endpoint = RawEndpoint.__new__(RawEndpoint)
+        cdef Slot *slot
+        self.claim(fd)
+        slot = self.attach(endpoint, fd, flags)
+        endpoint.handler = handler
+        endpoint.registration = make_token(self.anchor, slot)
+        try:
+            self.watch(slot, events)
+        except BaseException:
+            self.release(slot, None)
+            raise
+        return endpoint.registration
+
+    def modify(self, Token token not None, events):
+        """Change what a raw registration is watched for; also re-arms a ONESHOT. An edge that is already there is
+        reported again. Raises StaleToken: the registration is gone; UsageError: it is EXCLUSIVE (epoll_ctl(2) has no MOD
+        for those), or belongs to a stream or listener.
+        """
+        cdef Slot *slot
+        cdef uint32_t mask
+        self.check_usable()
+        mask = checked_events(events)
+        slot = self.resolve(token)
+        if mask & _sys.EPOLLEXCLUSIVE or slot.flags & SLOT_EXCLUSIVE:
+            raise UsageError("EXCLUSIVE can't be modified or added later (epoll_ctl(2)); unregister, then register again")
+        self.rewatch(slot, mask | _sys.EPOLLRDHUP | (slot.events & _sys.EPOLLET))
+
+    def unregister(self, Token token not None):
+        """End a raw registration; the fd stays open. Events of it that wait in the batch at hand are dropped as stale.
+        Raises StaleToken: it is gone already; whoever has its fd or slot now is left alone.
+        """
+        cdef Slot *slot
+        self.check_usable()
+        slot = self.resolve(token)
+        self.unwatch(slot)
+        self.release(slot, None)
+
+    cdef Slot *resolve(self, Token token) except NULL:
+        cdef Slot *slot
+        if token.anchor is not self.anchor:
+            raise UsageError(f"{token!r} belongs to another loop")
+        slot = slot_named(&self.slots, token.index, token.generation)
+        if slot == NULL:
+            raise StaleToken(f"{token!r}: that registration is gone")
+        if slot.flags & SLOT_INTERNAL or not isinstance(<object>slot.endpoint, RawEndpoint):
+            raise UsageError(f"{token!r} belongs to a {type(<object>slot.endpoint).__name__}; use its own methods")
+        return slot
+
+    cdef int claim(self, int fd) except -1:
+        """A user wants to register fd, and a live slot has it: is that the same open file, or did the user close it
+        behind our back and the kernel hand the number out again? The kernel knows: it refuses to add a file twice.
+        """
+        cdef Slot *slot = slot_of_fd(&self.slots, fd)
+        cdef int result = -errno.EEXIST
+        if slot == NULL:
+            return 0
+        if slot.flags & SLOT_WATCHED:
+            result = _sys.ek_epoll_ctl(self.epoll_fd, _sys.EPOLL_CTL_ADD, fd, 0, slot_tag(slot))
+        if result == -errno.EEXIST:
+            raise UsageError(f"fd {fd} is already registered; modify() its registration, or unregister() it first")
+        if result == 0:
+            _sys.ek_epoll_ctl(self.epoll_fd, _sys.EPOLL_CTL_DEL, fd, 0, 0)
+        return self.lose(slot)
+
+    cdef int lose(self, Slot *slot) except -1:
+        """The fd of a live slot was closed behind our back, and its number means another file now: let go of the slot
+        without touching the fd."""
+        slot.flags &= ~<uint16_t>(SLOT_OWNS_FD | SLOT_WATCHED)
+        self.counters.lost += 1
+        return self.release(slot, None)
+
+    # -- registrations, for the layers above ---------------------------------------------------------------------------
+
+    cdef bint at_limit(self) noexcept:
+        return self.slots.live - self.slots.unlimited >= <uint32_t>self.max_connections
+
+    cdef Slot *attach(self, Endpoint endpoint, int fd, uint16_t flags) except NULL:
+        """Give endpoint a slot for fd, which the kernel has just handed out. It is not watched yet."""
+        cdef Slot *slot
+        cdef int result
+        if endpoint.loop_link != NULL:
+            raise UsageError(f"{endpoint!r} is in use for another connection; a factory makes a new one each time")
+        slot = slot_of_fd(&self.slots, fd)
+        if slot != NULL:
+            self.lose(slot)
+        result = slot_take(&self.slots, fd, <PyObject *>endpoint, flags, self.batch, &slot)
+        if result == -errno.EMFILE:
+            raise LimitReached(f"all {self.slots.capacity} slots are taken")
+        if result < 0:
+            raise MemoryError()
+        Py_INCREF(endpoint)
+        self.internal += (flags & SLOT_INTERNAL) != 0
+        endpoint.slot = slot
+        endpoint.loop_link = <PyObject *>self
+        return slot
+
+    cdef int watch(self, Slot *slot, uint32_t events) except -1:
+        """Put the fd into the epoll set under the slot's tag."""
+        cdef int result = _sys.ek_epoll_ctl(self.epoll_fd, _sys.EPOLL_CTL_ADD, slot.fd, events, slot_tag(slot))
+        if result == -errno.EEXIST:
+            # No live slot claims the fd, yet the set has it: an unregistered fd that was closed, kept alive by a dup,
+            # and came back under its old number. The entry is ours to take over.
+            _sys.ek_epoll_ctl(self.epoll_fd, _sys.EPOLL_CTL_DEL, slot.fd, 0, 0)
+            result = _sys.ek_epoll_ctl(self.epoll_fd, _sys.EPOLL_CTL_ADD, slot.fd, events, slot_tag(slot))
+        if result == -errno.EPERM:
+            raise UsageError(f"fd {slot.fd} can't be polled: a regular file or directory is always ready (epoll_ctl(2))")
+        if result == -errno.EBADF:
+            raise UsageError(f"fd {slot.fd} is closed")
+        if result in (-errno.EINVAL, -errno.ELOOP):
+            raise UsageError(f"fd {slot.fd} can't be watched by this loop: it is the loop's own epoll fd, or a cycle")
+        if result < 0:
+            raise os_error(-result, f"epoll_ctl for fd {slot.fd}")
+        slot.events = events
+        slot.flags |= SLOT_WATCHED | (SLOT_EXCLUSIVE if events & _sys.EPOLLEXCLUSIVE else 0)
+        return 0
+
+    cdef int rewatch(self, Slot *slot, uint32_t events) except -1:
+        """Change the mask, or re-arm. Under the slot's own tag, and only while the fd still is this slot's."""
+        cdef int result = _sys.ek_epoll_ctl(self.epoll_fd, _sys.EPOLL_CTL_MOD, slot.fd, events, slot_tag(slot))
+        if result in (-errno.ENOENT, -errno.EBADF, -errno.EPERM):
+            fd = slot.fd
+            self.lose(slot)
+            raise StaleToken(f"fd {fd} was closed while it was registered; the registration is gone")
+        if result < 0:
+            raise os_error(-result, f"epoll_ctl for fd {slot.fd}")
+        slot.events = events
+        return 0
+
+    cdef int unwatch(self, Slot *slot) except -1:
+        """Take the fd out of the set. That it is no longer there, or closed, is no error: the user was faster."""
+        if slot.flags & SLOT_WATCHED:
+            slot.flags &= ~<uint16_t>SLOT_WATCHED
+            _sys.ek_epoll_ctl(self.epoll_fd, _sys.EPOLL_CTL_DEL, slot.fd, 0, 0)
+        return 0
+
+    cdef int open_endpoint(self, Endpoint endpoint, uint32_t events, bint early_read) except -1:
+        """First upcall, then the epoll set: who leaves in on_opened, or after an early read, never enters it. The slot was
+        taken before, so that upcalls find everything as it will be. A new entry reports what is there already.
+        """
+        try:
+            try:
+                endpoint.on_opened()
+                if early_read and endpoint.slot != NULL:
+                    endpoint.on_ready(_sys.EPOLLIN)
+            finally:
+                if endpoint.slot != NULL:
+                    self.watch(endpoint.slot, events)
+        except Exception as error:
+            self.fail(endpoint, error)
+        return 0
+
+    cdef int release(self, Slot *slot, object reason) except -1:
+        """End a registration. Invalidate first, then close the fd, then recycle: at no point can anything find it half
+        gone. No EPOLL_CTL_DEL: closing the last descriptor takes the entry out of the set, and that saves a call.
+        """
+        cdef Endpoint endpoint = <Endpoint>slot.endpoint
+        cdef uint16_t flags = slot.flags
+        cdef int fd = slot.fd
+        cdef uint64_t tag = slot_tag(slot)
+        if flags & SLOT_READY:
+            self.unlink_ready(slot)
+        slot_invalidate(&self.slots, slot, self.batch)
+        endpoint.slot = NULL
+        if flags & SLOT_OWNS_FD:
+            _sys.ek_close(fd)
+        slot_recycle(&self.slots, slot)
+        self.counters.closed += 1
+        self.internal -= (flags & SLOT_INTERNAL) != 0
+        if flags & SLOT_BOUND_CALLS:
+            for timer in self.bound.pop(tag):
+                (<Timer>timer).forget()
+        if flags & SLOT_TELLS_CLOSE:
+            self.closings.append((endpoint, reason))
+        else:
+            endpoint.loop_link = NULL
+        Py_DECREF(endpoint)                         # the slot's reference
+        if self.waiting_for_room:
+            waiting, self.waiting_for_room = self.waiting_for_room, []
+            for hungry in waiting:
+                (<Endpoint>hungry).on_room()
+        return 0
+
+    cdef int make_ready(self, Slot *slot, uint16_t events) noexcept:
+        """Run this slot in the next turn as if these events had come. The wait of that turn will not block."""
+        slot.pending |= events
+        if slot.flags & SLOT_READY:
+            return 0
+        slot.flags |= SLOT_READY
+        slot.next = NO_SLOT
+        slot.previous = self.ready_tail
+        if self.ready_tail != NO_SLOT:
+            slot_at(&self.slots, self.ready_tail).next = slot.index
+        else:
+            self.ready_head = slot.index
+        self.ready_tail = slot.index
+        self.ready_count += 1
+        return 0
+
+    cdef int unlink_ready(self, Slot *slot) noexcept:
+        if slot.previous != NO_SLOT:
+            slot_at(&self.slots, slot.previous).next = slot.next
+        else:
+            self.ready_head = slot.next
+        if slot.next != NO_SLOT:
+            slot_at(&self.slots, slot.next).previous = slot.previous
+        else:
+            self.ready_tail = slot.previous
+        slot.next = slot.previous = NO_SLOT
+        slot.flags &= ~<uint16_t>SLOT_READY
+        self.ready_count -= 1
+        return 0
+
+    cdef int set_deadline(self, Slot *slot, int64_t due_ns) except -1:
+        """`on_deadline` at that time (CLOCK_MONOTONIC), or never with 0. O(1) when it only moves forward."""
+        if timers_defer(&self.deadlines, &slot.timer, due_ns) < 0:
+            raise MemoryError()
+        return 0
+
+    # -- calls that are due --------------------------------------------------------------------------------------------
+
+    def call_soon(self, function, *arguments):
+        """Run a function in the next turn, before any event. Returns a `Timer`; in order of posting."""
+        self.check_usable()
+        return self.calls.post(function, arguments)
+
+    def call_later(self, seconds, function, *arguments):
+        """Run a function once that many seconds have passed, never earlier. Returns a `Timer` to cancel or reset."""
+        self.check_usable()
+        return self.calls.schedule(_sys.ek_now_ns() + delay_ns(seconds), function, arguments)
+
+    def call_at(self, when, function, *arguments):
+        """Run a function once `loop.time()` has reached `when`, in seconds."""
+        self.check_usable()
+        return self.calls.schedule(max(delay_ns(when), <int64_t>1), function, arguments)
+
+    def time(self):
+        """Seconds on the loop's clock (CLOCK_MONOTONIC), the one `call_at` counts in."""
+        return _sys.ek_now_ns() / 1e9
+
+    def call_soon_threadsafe(self, function, *arguments):
+        """Run a function in the loop's thread, in its next turn, and wake the loop for it. Thread-safe.
+
+        Raises UsageError: the loop is closed; LimitReached: a million calls wait and the loop does not come to them.
+        """
+        if self.closed:
+            raise UsageError("this loop is closed")
+        self.calls.post_from_thread(function, arguments)
+        if not self.wake_sent:
+            self.wake_sent = True
+            _sys.ek_eventfd_add(self.wake_fd)
+
+    cdef Timer call_bound(self, Endpoint endpoint, object delay, object function, tuple arguments):
+        """A timer, or with delay None a posted call, that dies with the endpoint."""
+        cdef Timer timer
+        cdef list calls
+        cdef uint64_t tag = slot_tag(endpoint.slot)
+        if delay is None:
+            timer = self.calls.post(function, arguments)
+        else:
+            timer = self.calls.schedule(_sys.ek_now_ns() + delay_ns(delay), function, arguments)
+        calls = self.bound.setdefault(tag, [])
+        if len(calls) >= 16:            # mostly done by now: keeps a busy connection's list as short as what is active
+            calls[:] = [call for call in calls if (<Timer>call).function is not None]
+        calls.append(timer)
+        endpoint.slot.flags |= SLOT_BOUND_CALLS
+        return timer
+
+    # -- errors ---------------------------------------------------------------------------------------------
+
+    def set_exception_handler(self, handler):
+        """`handler(exception, source)` is told of every exception that a handler raised; source is the endpoint or the
+        function it came from. None: back to the default, an error on the logger "epollkit"."""
+        self.check_usable()
+        if handler is not None and not callable(handler):
+            raise UsageError(f"an exception handler is called as handler(exception, source); {handler!r} can't be called")
+        self.calls.exception_handler = handler
+
+    cdef int fail(self, Endpoint endpoint, object exception) except -1:
+        """A handler raised: that ends its endpoint, and is reported once."""
+        source = (<RawEndpoint>endpoint).handler if isinstance(endpoint, RawEndpoint) else endpoint
+        if endpoint.slot != NULL:
+            if isinstance(endpoint, RawEndpoint):
+                self.unwatch(endpoint.slot)
+            self.release(endpoint.slot, exception)
+        return self.calls.report(exception, source)
+
+    # -- turns ---------------------------------------------------------------------------------------------------------
+
+    def turn(self, timeout=None):
+        """One turn: inbox and posted calls, due timers, the ready list, one wait, its batch. Returns the upcalls made.
+
+        Args:
+            timeout: seconds to wait for events at most; None waits, 0 polls. If anything ran before the wait, or is ready to
+                run again, the wait only polls.
+
+        A turn that an exception cut short (Ctrl-C in a handler) is taken up again: the next turn delivers the rest of its
+        batch, and nothing else.
+        """
+        cdef int64_t timeout_ns = checked_timeout_ns(timeout)
+        self.check_usable()
+        if self.turning:
+            raise UsageError("turn() and run() can't be called from inside a turn; use call_soon()")
+        self.turning = True
+        try:
+            return self.turn_once(timeout_ns)
+        finally:
+            self.turning = False
+
+    def run(self):
+        """Turn until `stop()` is called."""
+        self.check_usable()
+        if self.turning:
+            raise UsageError("turn() and run() can't be called from inside a turn; use call_soon()")
+        self.turning = True
+        try:
+            while not self.stopping:
+                self.turn_once(-1)
+        finally:
+            self.turning = self.stopping = False
+
+    def stop(self):
+        """Leave `run()` at the end of this turn; called before it, `run()` makes no turn. From another thread:
+        `call_soon_threadsafe(loop.stop)`."""
+        self.check_usable()
+        self.stopping = True
+
+    cdef Py_ssize_t turn_once(self, int64_t timeout_ns) except -1:
+        cdef Py_ssize_t made = 0
+        PyErr_CheckSignals()
+        if self.batch_cursor == self.batch_count:       # else: an exception left the last batch unfinished
+            made += self.calls.run()
+            made += self.run_deadlines()
+            made += self.run_ready()
+            self.wait(0 if made or self.stopping else timeout_ns)
+        made += self.dispatch()
+        if self.closings:
+            self.run_closed()
+        return made
+
+    cdef int64_t wait_limit(self, int64_t timeout_ns, int64_t now_ns) noexcept:
+        """How long the wait may block, given everything that is due later or now."""
+        cdef int64_t first_ns = min(timers_first_ns(&self.deadlines), timers_first_ns(&self.calls.queue))
+        if self.ready_count or self.closings or self.calls.waiting():
+            return 0
+        if timeout_ns < 0:
+            timeout_ns = MAX_WAIT_NS
+        return min(timeout_ns, max(first_ns - now_ns, <int64_t>0))
+
+    cdef int wait(self, int64_t timeout_ns) except -1:
+        cdef int64_t now_ns = _sys.ek_now_ns()
+        cdef int count
+        timeout_ns = self.wait_limit(timeout_ns, now_ns)
+        if timeout_ns == 0 and now_ns - self.released_gil_ns < GIL_SLICE_NS:
+            count = _sys.ek_epoll_wait(self.epoll_fd, self.events, self.batch_room, 0)
+        else:
+            with nogil:
+                count = _sys.ek_epoll_wait(self.epoll_fd, self.events, self.batch_room, timeout_ns)
+            self.released_gil_ns = now_ns
+        self.batch_cursor = self.batch_count = 0
+        if count == -errno.EINTR:
+            return PyErr_CheckSignals()
+        if count < 0:
+            raise os_error(-count, "epoll_wait")
+        if count == 0:
+            return 0
+        self.batch_count = count
+        self.counters.batches += 1
+        self.counters.events += count
+        self.batch += 1
+        if self.batch == 0:
+            slots_forget_batches(&self.slots)
+            self.batch = 1
+        return 0
+
+    cdef Py_ssize_t dispatch(self) except -1:
+        """Deliver what is left of the batch. The cursor moves first: an event is never delivered twice."""
+        cdef Py_ssize_t made = 0
+        cdef Slot *slot
+        cdef uint64_t tag
+        cdef uint32_t events
+        while self.batch_cursor < self.batch_count:
+            tag = _sys.ek_event_tag(&self.events[self.batch_cursor])
+            events = _sys.ek_event_mask(&self.events[self.batch_cursor])
+            self.batch_cursor += 1
+            slot = slot_for(&self.slots, tag)
+            if slot == NULL:
+                self.counters.stale[<int>slot_staleness(&self.slots, tag, self.batch)] += 1
+                continue
+            if events & PEER_GONE:
+                slot.flags |= SLOT_PEER_CLOSED
+            made += (slot.flags & SLOT_INTERNAL) == 0
+            if slot.registered_batch == self.batch:
+                self.deliver_astray(slot, events)
+            else:
+                self.deliver(slot, events)
+        self.counters.upcalls += made
+        return made
+
+    cdef int deliver(self, Slot *slot, uint32_t events) except -1:
+        cdef Endpoint endpoint = <Endpoint>slot.endpoint        # keeps it alive through the upcall, whatever closes
+        try:
+            endpoint.on_ready(events)
+        except Exception as error:
+            self.fail(endpoint, error)
+        except BaseException:
+            if endpoint.slot != NULL:       # it may have stopped before EAGAIN, and its edge is spent
+                self.make_ready(endpoint.slot, <uint16_t>events)
+            raise
+        return 0
+
+    cdef int deliver_astray(self, Slot *slot, uint32_t events) except -1:
+        """The witness. This registration was made after the batch's wait had returned, so no event in it can be meant for
+        it: the generations compared equal because too few bits of them were compared. With all 32 this is not reached.
+        """
+        cdef Endpoint endpoint = <Endpoint>slot.endpoint
+        EK_ASSERT(self.instance_bits < 32)
+        self.counters.wrong_deliveries += 1
+        self.deliver(slot, events)
+        self.counters.wrong_kills += endpoint.slot == NULL
+        return 0
+
+    cdef Py_ssize_t run_deadlines(self) except -1:
+        """Slots whose deadline passed. One that moved on since it was queued is queued again where it belongs."""
+        cdef Py_ssize_t made = 0
+        cdef uint32_t left = min(self.deadlines.count, <uint32_t>DEADLINE_BUDGET)
+        cdef int64_t now_ns
+        cdef TimerNode *node
+        if left == 0:
+            return 0
+        now_ns = _sys.ek_now_ns()
+        while left > 0 and timers_first_ns(&self.deadlines) <= now_ns:
+            left -= 1
+            node = self.deadlines.entries[0].node
+            if node.due_ns > now_ns:
+                timers_set(&self.deadlines, node, node.due_ns)      # takes it out first, so there is room
+                continue
+            timers_remove(&self.deadlines, node)
+            if node.due_ns != 0:
+                node.due_ns = 0
+                made += 1
+                self.time_out(<Slot *>(<size_t>node - NODE_OFFSET))
+        self.counters.upcalls += made
+        return made
+
+    cdef int time_out(self, Slot *slot) except -1:
+        cdef Endpoint endpoint = <Endpoint>slot.endpoint
+        try:
+            endpoint.on_deadline()
+        except Exception as error:
+            self.fail(endpoint, error)
+        return 0
+
+    cdef Py_ssize_t run_ready(self) except -1:
+        cdef Py_ssize_t made = 0
+        cdef uint32_t left = self.ready_count
+        cdef uint16_t events
+        cdef Slot *slot
+        while left > 0 and self.ready_head != NO_SLOT:
+            left -= 1
+            slot = slot_at(&self.slots, self.ready_head)
+            self.unlink_ready(slot)
+            events = slot.pending
+            slot.pending = 0
+            made += 1
+            self.deliver(slot, events)
+        self.counters.upcalls += made
+        return made
+
+    cdef int run_closed(self) except -1:
+        """on_closed for everything that ended in this turn: never from inside somebody's call to close()."""
+        cdef Endpoint endpoint
+        for _ in range(len(self.closings)):
+            endpoint, reason = self.closings.popleft()
+            try:
+                endpoint.on_closed(reason)
+            except Exception as error:
+                self.calls.report(error, endpoint)
+            finally:
+                endpoint.loop_link = NULL
+        return 0
+
+    # -- the rest ------------------------------------------------------------------------------------------------------
+
+    def fileno(self):
+        """The epoll fd: readable when a turn would have something to do. It stays the loop's."""
+        self.check_usable()
+        return self.epoll_fd
+
+    def stats(self):
+        """Counters since the loop was made, as a named tuple; `live` and `timers` are of now. `live` leaves the loop's own
+        wake-ups out. `wrong_deliveries` and `wrong_kills` are 0 unless instance_bits was lowered."""
+        cdef Counters *counters = &self.counters
+        return LoopStats(
+            counters.batches, counters.events, counters.upcalls + self.calls.made, counters.stale[<int>STALE_CLOSED],
+            counters.stale[<int>STALE_RECYCLED], counters.stale[<int>STALE_ORPHAN], counters.wrong_deliveries, counters.wrong_kills,
+            counters.accepted, counters.closed, counters.lost, self.slots.live - self.internal,
+            self.calls.queue.count, self.slots.retired)
+
+    def close(self):
+        """End every registration (raw fds stay open, all others are closed), run what on_close upcalls are due, free the
+        loop's own fds. Closing twice does nothing. UsageError from inside a turn: call `stop()` there."""
+        cdef uint32_t index
+        cdef Slot *slot
+        if self.closed:
+            return
+        self.check_usable()
+        if self.turning:
+            raise UsageError("close() can't be called from inside a turn; call stop(), and close() after run() returned")
+        for index in range(self.slots.fresh):
+            slot = slot_at(&self.slots, index)
+            if slot.endpoint != NULL and not slot.flags & SLOT_INTERNAL:
+                self.release(slot, None)
+        self.closed = True              # from here on an upcall that wants to register is told so
+        try:
+            while self.closings:
+                self.run_closed()
+        finally:
+            self.closed = False
+            self.drop_everything()
+
+    cdef int drop_everything(self) except -1:
+        """Close every fd the loop owns and let go of every reference it holds, without upcalls."""
+        cdef uint32_t index
+        cdef Slot *slot
+        if self.closed:
+            return 0
+        self.closed = True
+        self.batch_cursor = self.batch_count = 0
+        self.waiting_for_room = []
+        for index in range(self.slots.fresh):
+            slot = slot_at(&self.slots, index)
+            if slot.endpoint != NULL:
+                slot.flags &= ~<uint16_t>SLOT_TELLS_CLOSE
+                self.release(slot, None)
+        for endpoint, _ in self.closings:
+            (<Endpoint>endpoint).loop_link = NULL
+        self.closings.clear()
+        self.calls.clear()
+        _sys.ek_close(self.epoll_fd)
+        self.epoll_fd = self.wake_fd = -1
+        return 0
+
+
+# A slot's reference to its endpoint is in C memory, where the garbage collector does not look by itself. It must: a handler
+# usually refers to its loop.
+cdef traverseproc traverse_fields = (<PyTypeObject *>Loop).tp_traverse
+
+
+cdef int traverse_loop(PyObject *this, visitproc visit, void *argument) except -1:
+    cdef Loop loop = <Loop>this
+    cdef uint32_t index
+    cdef int result = traverse_fields(this, visit, argument)
+    for index in range(loop.slots.fresh):
+        if result == 0 and slot_at(&loop.slots, index).endpoint != NULL:
+            result = visit(slot_at(&loop.slots, index).endpoint, argument)
+    return result
+
+
+(<PyTypeObject *>Loop).tp_traverse = traverse_loop

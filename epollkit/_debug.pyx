@@ -1,0 +1,30 @@
+"""In the debug build only: what tests may look at and nobody else."""
+from libc.stdint cimport uint32_t
+
+from epollkit._core cimport Loop
+from epollkit._slots cimport Slot, SlotTable, slot_at
+
+
+def slot_fields(Loop loop not None, uint32_t index):
+    """The fields of a slot, by name."""
+    cdef Slot *slot
+    if index >= loop.slots.fresh:
+        raise IndexError(index)
+    slot = slot_at(&loop.slots, index)
+    fields = slot[0]
+    return fields
+
+
+def set_generation(Loop loop not None, uint32_t index, uint32_t generation):
+    """Age a slot: as if it had been released that often."""
+    slot_at(&loop.slots, index).generation = generation
+
+
+def set_batch(Loop loop not None, uint32_t batch):
+    """Age a loop: as if it had taken that many batches."""
+    loop.batch = batch
+
+
+def sizes():
+    """Bytes of what there is one of per connection."""
+    return {"Slot": sizeof(Slot), "SlotTable": sizeof(SlotTable)}

@@ -1,0 +1,473 @@
+"""`HttpConnection`: parse, call the application, answer; and the `Request` and `Response` it deals in."""
+import logging
+from email.utils import formatdate
+from http import HTTPStatus
+from urllib.parse import unquote
+
+from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from libc.stdint cimport int64_t, uint8_t
+from libc.string cimport memcpy
+
+from epollkit cimport _sys
+from epollkit._http1 cimport (
+    HEAD_HEAD,
+    HEAD_OTHER,
+    Head,
+    HeadField,
+    HeadLimits,
+    MAX_HEAD_BYTES,
+    MAX_HEAD_FIELDS,
+    head_refusal,
+    head_reset,
+    parse_head,
+    valid_field_name,
+    valid_field_value,
+)
+from epollkit._stream cimport SCRATCH_BYTES, STREAM_CLOSING, Loop, Stream
+
+from epollkit._checks import checked_number
+from epollkit.errors import UsageError
+
+logger = logging.getLogger("epollkit")
+
+cdef tuple METHODS = ("", "GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE")   # by HEAD_GET ...
+cdef dict REASONS = {status.value: status.phrase for status in HTTPStatus}
+cdef list STATUS_LINES = [f"HTTP/1.1 {code} {REASONS.get(code, '')}\r\n".encode() for code in range(1000)]
+cdef frozenset OURS = frozenset((b"content-length", b"transfer-encoding", b"date"))     # headers the server sets
+
+cdef bytes CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+cdef bytes BLANK_LINE = b"\r\n"
+cdef bytes CLOSE_HEADER = b"Connection: close\r\n"
+cdef bytes KEEP_HEADER = b"Connection: keep-alive\r\n"      # HTTP/1.0 wants to be told
+cdef Py_ssize_t FLUSH_AT_BYTES = SCRATCH_BYTES // 2         # answers of a pipeline are sent, and back-pressure is felt
+
+cdef const char *LENGTH_NAME = b"Content-Length: "
+cdef enum:
+    LENGTH_HEADER_ROOM = 40
+
+cdef bytes NO_BODY = b""
+cdef HeadLimits NO_LIMITS   # for heads that were accepted once
+NO_LIMITS.request_line_bytes = NO_LIMITS.field_bytes = MAX_HEAD_BYTES
+NO_LIMITS.fields = MAX_HEAD_FIELDS
+
+cdef Head whole_head        # for heads that come in one piece; used between two upcalls only, under the GIL
+cdef int64_t date_second = 0
+cdef bytes date_header = b""
+
+
+cdef bytes current_date():
+    """The Date header of this second (RFC 9110 6.6.1)."""
+    global date_second, date_header
+    cdef int64_t now = _sys.ek_wall_seconds()
+    if now != date_second:
+        date_header = f"Date: {formatdate(now, usegmt=True)}\r\n".encode()
+        date_second = now
+    return date_header
+
+
+cdef Py_ssize_t length_header(char *out, Py_ssize_t length) noexcept:
+    """Write the Content-Length header; returns how long it is: at most 37 bytes."""
+    cdef char digits[20]
+    cdef Py_ssize_t count = 0
+    cdef Py_ssize_t used = 16
+    memcpy(out, LENGTH_NAME, used)
+    while True:
+        digits[count] = <char>(48 + length % 10)
+        count += 1
+        length //= 10
+        if length == 0:
+            break
+    while count:
+        count -= 1
+        out[used] = digits[count]
+        used += 1
+    out[used] = 13
+    out[used + 1] = 10
+    return used + 2
+
+
+cdef int64_t checked_seconds(str name, object value) except -1:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1e6:
+        raise UsageError(f"{name} is a number of seconds above 0, at most a million, not {value!r}")
+    return <int64_t>(<double>value * 1e9)
+
+
+cdef class Settings:
+    def __init__(self, app, *, admit=None, limit_request_line=8190, limit_request_fields=100,
+                 limit_request_field_size=8190, limit_request_body=BODY_LIMIT_BYTES, timeout_header=10.0,
+                 timeout_body=30.0, timeout_write=30.0, timeout_keep_alive=75.0):
+        if not callable(app):
+            raise UsageError(f"an application is called with a Request and returns a Response; {app!r} can't be called")
+        if admit is not None and not callable(admit):
+            raise UsageError(f"admit is called with the peer's address and returns a bool; {admit!r} can't be called")
+        self.app = app
+        self.admit = admit
+        self.limits.request_line_bytes = checked_number("limit_request_line", limit_request_line, 16, 65535)
+        self.limits.fields = checked_number("limit_request_fields", limit_request_fields, 1, 100)
+        self.limits.field_bytes = checked_number("limit_request_field_size", limit_request_field_size, 16, 65535)
+        self.body_limit = checked_number("limit_request_body", limit_request_body, 0, BODY_LIMIT_BYTES)
+        self.header_timeout_ns = checked_seconds("timeout_header", timeout_header)
+        self.body_timeout_ns = checked_seconds("timeout_body", timeout_body)
+        self.write_timeout_ns = checked_seconds("timeout_write", timeout_write)
+        self.keep_alive_timeout_ns = checked_seconds("timeout_keep_alive", timeout_keep_alive)
+
+    def __call__(self):
+        cdef HttpConnection connection = HttpConnection.__new__(HttpConnection)
+        connection.settings = self
+        return connection
+
+
+cdef class Request:
+    """One request, whole.
+
+    Attributes:
+        method: str, as sent ("GET"). target: str, as sent. path: str, percent-decoded UTF-8, without the query.
+        query: str, what follows the first "?", as sent. headers: list of (name, value), bytes, names in lower case, in
+        the order they came. body: bytes. minor_version: 1 or 0 (HTTP/1.x). connection: the `HttpConnection` it came on.
+    """
+
+    def __init__(self):
+        raise UsageError("a Request is made by the server")
+
+    @property
+    def method(self):
+        if self.method_code != HEAD_OTHER:
+            return METHODS[self.method_code]
+        return self.head[self.method_offset:self.method_offset + self.method_length].decode("ascii")
+
+    @property
+    def target(self):
+        return self.head[self.target_offset:self.target_offset + self.target_length].decode("ascii")
+
+    @property
+    def path(self):
+        if self.path_text is None:
+            path = self.target.partition("?")[0]
+            if path[:1] not in "/*":                    # absolute form: http://host/path
+                path = "/" + path.partition("://")[2].partition("/")[2]
+            self.path_text = unquote(path) if "%" in path else path
+        return self.path_text
+
+    @property
+    def query(self):
+        return self.target.partition("?")[2]
+
+    @property
+    def headers(self):
+        cdef Head head
+        cdef HeadField *field
+        cdef Py_ssize_t i
+        if self.header_list is None:
+            head_reset(&head)
+            parse_head(&head, <const uint8_t *>PyBytes_AS_STRING(self.head), PyBytes_GET_SIZE(self.head), &NO_LIMITS)
+            self.header_list = []
+            for i in range(head.field_count):
+                field = &head.fields[i]
+                self.header_list.append((self.head[field.name:field.name + field.name_length].lower(),
+                                         self.head[field.value:field.value + field.value_length]))
+        return self.header_list
+
+    def header(self, name, default=None):
+        """The first header of that name (bytes or str, any case), as bytes; or default."""
+        wanted = (name.encode("latin-1") if isinstance(name, str) else name).lower()
+        for key, value in self.headers:
+            if key == wanted:
+                return value
+        return default
+
+    def __repr__(self):
+        return f"<Request {self.method} {self.target}>"
+
+
+cdef Request make_request(HttpConnection connection, const Head *head, const uint8_t *data, Py_ssize_t length):
+    cdef Request request = Request.__new__(Request)
+    request.head = PyBytes_FromStringAndSize(<const char *>data, length)
+    request.body = NO_BODY
+    request.connection = connection
+    request.target_offset = head.target
+    request.target_length = head.target_length
+    request.method_offset = head.method_name
+    request.method_length = head.method_name_length
+    request.method_code = head.method
+    request.minor_version = head.minor_version
+    request.keep_alive = head.keep_alive
+    return request
+
+
+cdef bytes serialise_headers(tuple headers, bint *close):
+    """Checked and ready to send. UsageError for what would split the response, or is the server's to set."""
+    cdef list lines = []
+    for header in headers:
+        try:
+            name, value = header
+        except (TypeError, ValueError):
+            raise UsageError(f"a header is a pair (name, value) of bytes, not {header!r}") from None
+        if type(name) is not bytes or not valid_field_name(<const uint8_t *>PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name)):
+            raise UsageError(f"a header's name is bytes made of token characters (RFC 9110 5.6.2), not {name!r}")
+        if type(value) is not bytes or not valid_field_value(<const uint8_t *>PyBytes_AS_STRING(value),
+                                                             PyBytes_GET_SIZE(value)):
+            raise UsageError(f"the value of {name!r} is bytes without control characters or whitespace at its ends "
+                             f"(RFC 9110 5.5), not {value!r}")
+        lower = name.lower()
+        if lower in OURS:
+            raise UsageError(f"{name!r} is set by the server")
+        if lower == b"connection":
+            if value.lower() != b"close":
+                raise UsageError(f"the only Connection an application may ask for is b'close', not {value!r}")
+            close[0] = True
+            continue
+        lines += (name, b": ", value, b"\r\n")
+    return b"".join(lines)
+
+
+cdef class Response:
+    """An answer. Names and values are checked here, so no response can be split.
+
+    Args:
+        body: bytes. status: 200 to 599. headers: pairs (name, value) of bytes. Content-Length and Date are the server's;
+        `(b"connection", b"close")` closes the connection after this answer.
+    Raises UsageError for anything else.
+    """
+
+    def __init__(self, body=b"", status=200, headers=()):
+        if type(body) is not bytes:
+            raise UsageError(f"a body is bytes, not {type(body).__name__}; encode text, read files")
+        if type(status) is not int or not 200 <= status <= 599:
+            status = checked_number("status", status, 200, 599)
+        self.body = body
+        self.status = status
+        self.headers = ()
+        self.block = b""
+        if headers:
+            self.headers = tuple(headers)
+            self.block = serialise_headers(self.headers, &self.close)
+
+    def __repr__(self):
+        return f"<Response {self.status} {len(self.body)} bytes>"
+
+
+cdef class Partial:
+    def __cinit__(self):
+        head_reset(&self.head)
+
+
+cdef class HttpConnection(Stream):
+    """One HTTP/1.1 connection of a server. Applications meet it as `Request.connection`."""
+
+    write_limit = 1 << 62       # an answer is as large as the application makes it; see may_go_on for the pipeline
+
+    def __init__(self):
+        raise UsageError("an HttpConnection is made by the server")
+
+    # -- input ---------------------------------------------------------------------------------------------------------
+
+    cdef int take_open(self) except -1:
+        if self.settings.admit is not None and not self.settings.admit(self.peer_address):
+            self.abort()
+            return 0
+        return self.set_deadline_ns(self.settings.header_timeout_ns)
+
+    cdef int take_data(self, const char *data, Py_ssize_t length) except -1:
+        cdef Partial partial = self.partial
+        cdef Py_ssize_t used
+        if partial is None:
+            head_reset(&whole_head)
+            used = self.consume(<const uint8_t *>data, length, &whole_head)
+            self.keep(data + used, length - used, &whole_head)
+        elif partial.request is None:
+            partial.kept += data[:length]
+            self.consume_kept()
+        else:
+            used = self.fill_body(data, length)
+            if used < length:
+                self.take_data(data + used, length - used)      # once: partial is None now
+        return self.settle()
+
+    cdef Py_ssize_t consume(self, const uint8_t *data, Py_ssize_t length, Head *head) except -1:
+        """Answer every whole request, one after the other; returns how many bytes are dealt with. `head` is where the
+        parser stopped in the rest, which is to be kept until more of it has come.
+        """
+        cdef Py_ssize_t used = 0
+        cdef Py_ssize_t body
+        cdef int result
+        cdef Request request
+        while used < length and self.may_go_on():
+            if used:
+                head_reset(head)        # here, not earlier: an application may have run another loop meanwhile
+            result = parse_head(head, data + used, length - used, &self.settings.limits)
+            if result == 0:
+                return used
+            if result > 0:
+                result = self.check_body(head, result)
+            if result < 0:
+                self.refuse(-result, str(head_refusal(head)) if head.reason else "")
+                return length
+            request = make_request(self, head, data + used, result)
+            body = max(<Py_ssize_t>head.content_length, <Py_ssize_t>0)
+            used += result
+            if body > length - used:
+                self.await_body(request, head.expect_continue, data + used, length - used, body)
+                return length
+            if body:
+                request.body = data[used:used + body]
+                used += body
+            self.answer(request)
+        if used and used < length:
+            head_reset(head)
+        return used
+
+    cdef int check_body(self, const Head *head, int result) noexcept:
+        """What this server does not take, although it is well-formed: minus the status; else result."""
+        if head.chunked:
+            return -411                 # the message must say its length
+        if head.content_length > self.settings.body_limit:
+            return -413
+        return result
+
+    cdef int keep(self, const char *data, Py_ssize_t length, const Head *head) except -1:
+        """The rest of a read: the beginning of a head, or whole requests that wait until the peer reads its answers."""
+        if length > 0 and self.slot != NULL and not self.state & STREAM_CLOSING:
+            self.partial = Partial.__new__(Partial)
+            self.partial.kept = data[:length]
+            self.partial.head = head[0]
+        return 0
+
+    cdef int consume_kept(self) except -1:
+        cdef Partial partial = self.partial
+        cdef const char *data = PyByteArray_AS_STRING(partial.kept)
+        cdef Py_ssize_t length = PyByteArray_GET_SIZE(partial.kept)
+        cdef Py_ssize_t used
+        self.partial = None
+        used = self.consume(<const uint8_t *>data, length, &partial.head)
+        if used == 0:
+            self.partial = partial      # no request is whole yet
+            return 0
+        return self.keep(data + used, length - used, &partial.head)
+
+    cdef int await_body(self, Request request, bint expects, const uint8_t *data, Py_ssize_t length,
+                        Py_ssize_t size) except -1:
+        self.partial = Partial.__new__(Partial)
+        self.partial.request = request
+        self.partial.filled = length
+        request.body = PyBytes_FromStringAndSize(NULL, size)        # under body_limit; pages are touched as they fill
+        memcpy(PyBytes_AS_STRING(request.body), data, length)
+        if expects:
+            return self.put(PyBytes_AS_STRING(CONTINUE), PyBytes_GET_SIZE(CONTINUE), CONTINUE)
+        return 0
+
+    cdef Py_ssize_t fill_body(self, const char *data, Py_ssize_t length) except -1:
+        cdef Partial partial = self.partial
+        cdef Request request = partial.request
+        cdef Py_ssize_t taken = min(length, PyBytes_GET_SIZE(request.body) - partial.filled)
+        memcpy(PyBytes_AS_STRING(request.body) + partial.filled, data, taken)
+        partial.filled += taken
+        if partial.filled == PyBytes_GET_SIZE(request.body):
+            self.partial = None
+            self.answer(request)
+        return taken
+
+    cdef int may_go_on(self) except -1:
+        """Back-pressure: no further request is executed while the peer does not read the answers it has."""
+        cdef Loop loop = <Loop>self.loop_link
+        if self.slot == NULL or self.state & STREAM_CLOSING:
+            return False
+        if loop.scratch_used >= FLUSH_AT_BYTES:
+            self.flush()
+        return self.slot != NULL and self.output is None
+
+    cdef int settle(self) except -1:
+        """After input or output: read on or not, and which deadline counts now."""
+        if self.slot == NULL or self.state & STREAM_CLOSING:
+            self.partial = None
+            return 0
+        if self.output is not None:
+            self.pause()
+            return self.set_deadline_ns(self.settings.write_timeout_ns)
+        self.resume()
+        if self.partial is None:
+            return self.set_deadline_ns(self.settings.keep_alive_timeout_ns)
+        if self.partial.request is not None:
+            return self.set_deadline_ns(self.settings.body_timeout_ns)
+        if not self.partial.timed:          # from the head's first byte on: a trickle does not put it off
+            self.partial.timed = True
+            return self.set_deadline_ns(self.settings.header_timeout_ns)
+        return 0
+
+    cdef int take_drain(self) except -1:
+        if self.partial is not None and self.partial.request is None and not self.state & STREAM_CLOSING:
+            self.consume_kept()
+        return self.settle()
+
+    cdef int take_end(self) except -1:
+        """The peer will send no more: what is whole has been answered, what is not never will be."""
+        self.partial = None
+        return self.close_softly(False)
+
+    cdef int take_deadline(self) except -1:
+        if self.output is not None:
+            self.abort()
+        elif self.partial is not None:
+            return self.refuse(408, "the request did not come in whole in time")
+        return self.close_softly(False)
+
+    # -- output --------------------------------------------------------------------------------------------------------
+
+    cdef int answer(self, Request request) except -1:
+        """Call the application and send what it returns. Whatever it does, this request gets one answer or none."""
+        cdef object response
+        try:
+            response = self.settings.app(request)
+            if not isinstance(response, Response):
+                raise UsageError(f"the application returned {response!r} for {request!r}, not a Response")
+        except Exception as error:
+            logger.error("the application failed on %s %s", request.method, request.target, exc_info=error)
+            response = Response(b"Internal Server Error\n", 500, ((b"content-type", b"text/plain"),))
+        except BaseException:
+            self.refuse(500, "the server is being interrupted")
+            raise
+        if self.slot == NULL or self.state & STREAM_CLOSING:    # the application closed its own connection
+            return 0
+        return self.respond(request, response)
+
+    cdef int respond(self, Request request, Response response) except -1:
+        cdef bint bare = response.status in (204, 304)
+        cdef bint keep = request.keep_alive and not response.close
+        cdef char number[LENGTH_HEADER_ROOM]
+        self.put_bytes(STATUS_LINES[response.status])
+        self.put_bytes(current_date())
+        if not bare:
+            self.put(number, length_header(number, PyBytes_GET_SIZE(response.body)), None)
+        if not keep:
+            self.put_bytes(CLOSE_HEADER)
+        elif request.minor_version == 0:
+            self.put_bytes(KEEP_HEADER)
+        self.put_bytes(response.block)
+        self.put_bytes(BLANK_LINE)
+        if not bare and request.method_code != HEAD_HEAD:
+            self.put_bytes(response.body)
+        if not keep:                        # whoever was not asked to close may be sending already
+            return self.close_softly(request.keep_alive)
+        return 0
+
+    cdef int refuse(self, int status, str why) except -1:
+        """One answer, then close. Nothing behind it is executed; what still comes is drained, so that it arrives."""
+        cdef char number[LENGTH_HEADER_ROOM]
+        body = f"{status} {REASONS.get(status, '')}{': ' + why if why else ''}\n".encode("ascii", "backslashreplace")
+        if self.slot == NULL or self.state & STREAM_CLOSING:
+            return 0
+        self.partial = None
+        self.put_bytes(STATUS_LINES[status])
+        self.put_bytes(current_date())
+        self.put(number, length_header(number, len(body)), None)
+        self.put_bytes(b"Content-Type: text/plain\r\nConnection: close\r\n\r\n")
+        self.put_bytes(body)
+        return self.close_softly(True)
+
+    cdef int put_bytes(self, bytes data) except -1:
+        return self.put(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), data)
+
+    cdef int on_closed(self, object reason) except -1:
+        self.partial = None
+        self.output = None
+        return 0

@@ -1,0 +1,149 @@
+"""`Listener`: accepts, within a budget, and rests when there is nothing to accept with."""
+import logging
+import socket
+
+from libc cimport errno
+from libc.stdint cimport uint32_t
+from libc.string cimport strerror
+
+from epollkit cimport _sys
+from epollkit._core cimport Endpoint, Loop, os_error
+from epollkit._slots cimport SLOT_OWNS_FD, SLOT_TCP, SLOT_TELLS_CLOSE, SLOT_UNLIMITED
+
+from epollkit import _sockets
+from epollkit.errors import UsageError
+
+cdef double ACCEPT_PAUSE_SECONDS = 0.1      # how long a listener rests when nobody gives anything back
+cdef int OUT_OF_SLOTS = 0                   # `pause` for max_connections rather than for an errno
+
+logger = logging.getLogger("epollkit")
+
+
+cdef bint accept_goes_on(int error) noexcept nogil:
+    """Errors of one connection that died in the queue, not of the listener (accept(2), ERRORS)."""
+    return error in (errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.ENETDOWN, errno.ENOPROTOOPT, errno.EHOSTDOWN,
+                     errno.ENONET, errno.EHOSTUNREACH, errno.EOPNOTSUPP, errno.ENETUNREACH, errno.ETIMEDOUT)
+
+
+cdef bint accept_must_rest(int error) noexcept nogil:
+    """Errors that stay until somebody gives something back."""
+    return error in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+cdef class Listener(Endpoint):
+    """A listening socket, from `Loop.listen`. Level-triggered, so what the accept budget leaves over is reported again."""
+
+    def __init__(self):
+        raise UsageError("a Listener comes from Loop.listen(); it is not made by hand")
+
+    cdef int on_ready(self, uint32_t events) except -1:
+        cdef Loop loop = <Loop>self.loop_link
+        cdef int budget = ACCEPT_BUDGET
+        cdef int fd
+        while budget > 0 and self.slot != NULL:     # a handler may close the listener
+            budget -= 1
+            if loop.at_limit():
+                return self.pause(loop, OUT_OF_SLOTS)
+            fd = _sys.ek_accept(self.slot.fd)
+            if fd >= 0:
+                self.open_connection(loop, fd)
+            elif fd == -errno.EAGAIN:
+                return 0
+            elif accept_must_rest(-fd):
+                return self.pause(loop, -fd)
+            elif not accept_goes_on(-fd):
+                raise os_error(-fd, f"accept on {_sockets.describe(self.address)}")
+        return 0
+
+    cdef int open_connection(self, Loop loop, int fd) except -1:
+        cdef Endpoint endpoint
+        try:
+            loop.counters.accepted += 1
+            made = self.factory()
+            if not isinstance(made, Endpoint):
+                raise UsageError(f"the factory of {_sockets.describe(self.address)} returned {made!r}, not a stream")
+            endpoint = made
+            loop.attach(endpoint, fd, self.accept_flags)
+        except Exception as error:
+            _sys.ek_close(fd)
+            return loop.calls.report(error, self.factory)
+        except BaseException:
+            _sys.ek_close(fd)
+            raise
+        return loop.open_endpoint(endpoint, self.accept_events, self.early_read)
+
+    cdef int pause(self, Loop loop, int error) except -1:
+        """Leave the set; come back by timer, or as soon as a registration ends."""
+        if self.pauses == 0:            # once: under a storm the log must not be the next thing to fall
+            logger.warning("accepting on %s pauses: %s", _sockets.describe(self.address),
+                           f"max_connections={loop.max_connections} reached" if error == OUT_OF_SLOTS
+                           else strerror(error).decode())
+        self.pauses += 1
+        self.paused = True
+        loop.unwatch(self.slot)
+        loop.waiting_for_room.append(self)
+        self.resume_timer = loop.call_bound(self, ACCEPT_PAUSE_SECONDS, self.resume_now, ())
+        return 0
+
+    cdef int on_room(self) except -1:
+        return self.resume()
+
+    def resume_now(self):
+        """Accept again at once, if accepting was paused; otherwise nothing happens."""
+        self.resume()
+
+    cdef int resume(self) except -1:
+        cdef Loop loop
+        if not self.paused or self.slot == NULL:
+            return 0
+        loop = <Loop>self.loop_link
+        self.paused = False
+        if self in loop.waiting_for_room:
+            loop.waiting_for_room.remove(self)
+        self.resume_timer.cancel()
+        self.resume_timer = None
+        loop.watch(self.slot, self.listen_events)
+        return 0
+
+    cdef int on_closed(self, object reason) except -1:
+        if self.unix_file is not None:
+            self.unix_file.remove()
+            self.unix_file = None
+        return 0
+
+    def close(self):
+        """Stop listening. Connections that are queued and not yet accepted are reset. Closing twice does nothing."""
+        cdef Loop loop
+        if self.slot == NULL:
+            return
+        loop = self.owner()
+        loop.check_usable()
+        loop.release(self.slot, None)
+
+    def __repr__(self):
+        return f"<Listener {_sockets.describe(self.address)}{'' if self.slot != NULL else ' closed'}>"
+
+
+def listen(Loop loop not None, opened, factory, *, bint exclusive, bint defer_accept):
+    """Register a `_sockets.ListeningSocket` with a loop and return its `Listener`. The loop owns the fd from here on."""
+    cdef Listener listener = Listener.__new__(Listener)
+    cdef bint is_unix = opened.sock.family == socket.AF_UNIX
+    loop.check_usable()
+    listener.factory = factory
+    listener.address = opened.address
+    listener.unix_file = opened.file
+    listener.early_read = defer_accept
+    listener.listen_events = _sys.EPOLLIN | (_sys.EPOLLEXCLUSIVE if exclusive else 0)
+    # Once and for all: no connection is re-armed per request. A unix socket would raise OUT whenever its peer reads.
+    listener.accept_events = _sys.EPOLLIN | _sys.EPOLLPRI | _sys.EPOLLRDHUP | _sys.EPOLLET
+    listener.accept_events |= 0 if is_unix else _sys.EPOLLOUT
+    listener.accept_flags = SLOT_OWNS_FD | SLOT_TELLS_CLOSE | (0 if is_unix else SLOT_TCP)
+    with opened.sock:
+        loop.attach(listener, opened.sock.fileno(), SLOT_OWNS_FD | SLOT_UNLIMITED | SLOT_TELLS_CLOSE)
+        opened.sock.detach()
+    try:
+        loop.watch(listener.slot, listener.listen_events)
+    except BaseException:
+        loop.release(listener.slot, None)
+        raise
+    return listener

@@ -1,0 +1,238 @@
+"""Leaf: slots, tags, the free list and the table fd -> slot. This file is the promise; everything else leans on it.
+
+    epoll_event.data.u64      63 ............ 32 31 ............ 0
+                              |   generation    |   slot index    |
+
+A registration is a slot and the generation that the slot had when it was taken. The pair travels through the kernel in
+the event, and `slot_for` compares it before anybody is called. The generation changes when a slot is invalidated, and
+only there, so its lowest bit is nginx's instance bit; the other 31 are what makes the second reuse visible too.
+Slots are never moved and never freed while their loop lives, so a tag can be as old as it likes.
+"""
+from cpython.object cimport PyObject
+from libc.errno cimport EMFILE, ENOMEM
+from libc.stdint cimport UINT32_MAX, int32_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, realloc
+from libc.string cimport memset
+
+from epollkit._sys cimport EK_ASSERT
+from epollkit._timers cimport TimerNode
+
+cdef extern from "<stdlib.h>" nogil:
+    void *aligned_alloc(size_t alignment, size_t size) noexcept
+
+cdef enum:
+    SLOTS_PER_CHUNK = 1024      # 64 KiB: a chunk is touched slot by slot, so an empty loop costs pages, not chunks
+    SLOT_CHUNK_SHIFT = 10
+    MAX_SLOTS = 1 << 24         # bounds the directory of chunks: 128 KiB
+    NO_SLOT = 0x7FFFFFFF        # the end of a list of slots
+
+cdef enum SlotFlag:
+    SLOT_OWNS_FD = 1            # close the fd at release: the loop accepted or adopted it
+    SLOT_WATCHED = 2            # the fd is in the epoll set under this slot's tag
+    SLOT_PEER_CLOSED = 4        # RDHUP or HUP was seen: nothing comes after what is buffered now
+    SLOT_READY = 8              # linked into the ready list; `pending` is what to replay
+    SLOT_BOUND_CALLS = 16       # timers or posted calls that die with this slot
+    SLOT_INTERNAL = 32          # the loop's own wake-ups: not counted, not limited, not the user's to touch
+    SLOT_UNLIMITED = 64         # does not count against max_connections: wake-ups and listeners
+    SLOT_TELLS_CLOSE = 128      # `on_closed` is called at the end of the turn
+    SLOT_TCP = 256              # a short read means drained (unless PRI, RDHUP, HUP or ERR came with it)
+    SLOT_EXCLUSIVE = 512        # EPOLLEXCLUSIVE: the kernel refuses MOD
+
+cdef struct Slot:               # 64 bytes, a cache line
+    uint32_t generation
+    int32_t fd                  # -1 while free
+    PyObject *endpoint          # an owned reference; NULL: the slot is free
+    uint32_t index
+    uint32_t next               # in the free list, or in the ready list
+    uint32_t previous           # in the ready list
+    uint32_t registered_batch   # the batch in which it was taken: none of that batch's events can be meant for it
+    uint32_t released_batch     # the batch of its last release, and ...
+    uint32_t released_generation    # ... the generation it had before its first release in that batch
+    uint16_t flags              # SlotFlag
+    uint16_t pending            # events to replay from the ready list
+    uint32_t events             # the mask the fd is registered with
+    TimerNode timer             # the endpoint's deadline
+
+cdef struct SlotTable:
+    Slot **chunks
+    uint32_t capacity           # slots at most
+    uint32_t fresh              # slots ever taken: the next never-used index
+    uint32_t free_head          # last in, first out, as in nginx: the warmest slot first
+    uint32_t live
+    uint32_t unlimited          # of those, SLOT_UNLIMITED
+    uint32_t retired            # slots whose generation ran out
+    uint32_t generation_mask    # which generation bits are compared
+    uint32_t fd_room
+    uint32_t *by_fd             # fd -> index + 1 of the live slot that claims it, or 0
+
+
+cdef inline int slots_init(SlotTable *table, uint32_t capacity, int instance_bits) noexcept nogil:
+    """0 or -ENOMEM."""
+    memset(table, 0, sizeof(SlotTable))
+    table.capacity = capacity
+    table.free_head = NO_SLOT
+    table.generation_mask = UINT32_MAX if instance_bits == 32 else (<uint32_t>1 << instance_bits) - 1
+    table.chunks = <Slot **>calloc((capacity >> SLOT_CHUNK_SHIFT) + 1, sizeof(Slot *))
+    return 0 if table.chunks != NULL else -ENOMEM
+
+
+cdef inline int slots_free(SlotTable *table) noexcept nogil:
+    cdef uint32_t chunk
+    if table.chunks != NULL:
+        for chunk in range((table.capacity >> SLOT_CHUNK_SHIFT) + 1):
+            free(table.chunks[chunk])
+    free(table.chunks)
+    free(table.by_fd)
+    table.chunks = NULL
+    table.by_fd = NULL
+    table.fresh = table.fd_room = 0
+    return 0
+
+
+cdef inline Slot *slot_at(const SlotTable *table, uint32_t index) noexcept nogil:
+    return &table.chunks[index >> SLOT_CHUNK_SHIFT][index & (SLOTS_PER_CHUNK - 1)]
+
+
+cdef inline uint64_t slot_tag(const Slot *slot) noexcept nogil:
+    return (<uint64_t>slot.generation << 32) | slot.index
+
+
+cdef inline Slot *slot_for(const SlotTable *table, uint64_t tag) noexcept nogil:
+    """The live slot that an event's tag means, or NULL: the event is stale."""
+    cdef Slot *slot = slot_at(table, <uint32_t>tag)
+    if slot.endpoint == NULL or ((slot.generation ^ <uint32_t>(tag >> 32)) & table.generation_mask):
+        return NULL
+    return slot
+
+
+cdef inline Slot *slot_named(const SlotTable *table, uint32_t index, uint32_t generation) noexcept nogil:
+    """The live slot of a token, or NULL. Tokens always compare the whole generation, whatever instance_bits says."""
+    cdef Slot *slot
+    if index >= table.fresh:
+        return NULL
+    slot = slot_at(table, index)
+    return slot if slot.endpoint != NULL and slot.generation == generation else NULL
+
+
+cdef inline Slot *slot_of_fd(const SlotTable *table, int fd) noexcept nogil:
+    """The live slot that claims this fd, or NULL."""
+    if fd < 0 or <uint32_t>fd >= table.fd_room or table.by_fd[fd] == 0:
+        return NULL
+    return slot_at(table, table.by_fd[fd] - 1)
+
+
+cdef inline int slots_make_fd_room(SlotTable *table, int fd) noexcept nogil:
+    """Make the table reach up to fd. 0 or -ENOMEM. O(largest fd), which RLIMIT_NOFILE bounds."""
+    cdef uint32_t room = table.fd_room if table.fd_room else 64
+    cdef uint32_t *grown
+    if <uint32_t>fd < table.fd_room:
+        return 0
+    while room <= <uint32_t>fd:
+        room *= 2
+    grown = <uint32_t *>realloc(table.by_fd, room * sizeof(uint32_t))
+    if grown == NULL:
+        return -ENOMEM
+    memset(grown + table.fd_room, 0, (room - table.fd_room) * sizeof(uint32_t))
+    table.by_fd = grown
+    table.fd_room = room
+    return 0
+
+
+cdef inline Slot *slot_fresh(SlotTable *table) noexcept nogil:
+    """A slot that was never used, or NULL: out of memory, or at the table's capacity."""
+    cdef uint32_t index = table.fresh
+    cdef Slot **chunk = &table.chunks[index >> SLOT_CHUNK_SHIFT]
+    cdef Slot *slot
+    if index >= table.capacity:
+        return NULL
+    if chunk[0] == NULL:
+        chunk[0] = <Slot *>aligned_alloc(64, SLOTS_PER_CHUNK * sizeof(Slot))
+        if chunk[0] == NULL:
+            return NULL
+    slot = &chunk[0][index & (SLOTS_PER_CHUNK - 1)]
+    memset(slot, 0, sizeof(Slot))
+    slot.index = index
+    table.fresh += 1
+    return slot
+
+
+cdef inline int slot_take(SlotTable *table, int fd, PyObject *endpoint, uint16_t flags, uint32_t batch,
+                          Slot **taken) noexcept nogil:
+    """Give fd a slot; no live slot may claim the fd. 0, -ENOMEM, or -EMFILE when the table is full."""
+    cdef Slot *slot
+    if slots_make_fd_room(table, fd) < 0:
+        return -ENOMEM
+    EK_ASSERT(table.by_fd[fd] == 0)
+    if table.free_head != NO_SLOT:
+        slot = slot_at(table, table.free_head)
+        table.free_head = slot.next
+    else:
+        slot = slot_fresh(table)
+        if slot == NULL:
+            return -EMFILE if table.fresh >= table.capacity else -ENOMEM
+    EK_ASSERT(slot.endpoint == NULL and slot.timer.due_ns == 0 and slot.flags == 0 and slot.pending == 0)
+    slot.fd = fd
+    slot.endpoint = endpoint
+    slot.flags = flags
+    slot.events = 0
+    slot.next = slot.previous = NO_SLOT
+    slot.registered_batch = batch
+    table.by_fd[fd] = slot.index + 1
+    table.live += 1
+    table.unlimited += (flags & SLOT_UNLIMITED) != 0
+    taken[0] = slot
+    return 0
+
+
+cdef inline int slot_invalidate(SlotTable *table, Slot *slot, uint32_t batch) noexcept nogil:
+    """From here on no event, token, deadline or replay finds this registration. The slot is not yet free to be taken."""
+    EK_ASSERT(slot.endpoint != NULL and not slot.flags & SLOT_READY)
+    if slot.released_batch != batch:
+        slot.released_batch = batch
+        slot.released_generation = slot.generation
+    if table.by_fd[slot.fd] == slot.index + 1:
+        table.by_fd[slot.fd] = 0
+    table.live -= 1
+    table.unlimited -= (slot.flags & SLOT_UNLIMITED) != 0
+    slot.generation += 1            # the only place where it changes
+    slot.endpoint = NULL
+    slot.fd = -1
+    slot.flags = 0
+    slot.pending = 0
+    slot.events = 0
+    slot.timer.due_ns = 0           # its heap entry, if any, stays for the next owner: see _timers
+    return 0
+
+
+cdef inline int slot_recycle(SlotTable *table, Slot *slot) noexcept nogil:
+    """Hand an invalidated slot to the next taker; unless its generation ran out, for tokens may be kept for ever."""
+    if slot.generation == 0:
+        table.retired += 1
+        return 0
+    slot.next = table.free_head
+    table.free_head = slot.index
+    return 0
+
+
+cdef enum Staleness:
+    STALE_CLOSED = 0        # released in this batch, and free now
+    STALE_RECYCLED = 1      # released in this batch, and somebody else has the slot
+    STALE_ORPHAN = 2        # released in an earlier batch: a dup, a fork or a passed fd keeps the description alive
+
+
+cdef inline Staleness slot_staleness(const SlotTable *table, uint64_t tag, uint32_t batch) noexcept nogil:
+    """What became of the registration that a stale tag meant."""
+    cdef Slot *slot = slot_at(table, <uint32_t>tag)
+    cdef uint32_t age = <uint32_t>(tag >> 32) - slot.released_generation
+    if slot.released_batch != batch or age >= slot.generation - slot.released_generation:
+        return STALE_ORPHAN
+    return STALE_CLOSED if slot.endpoint == NULL else STALE_RECYCLED
+
+
+cdef inline int slots_forget_batches(SlotTable *table) noexcept nogil:
+    """The 32-bit batch number wrapped: what slots noted about batches means nothing now. O(slots), every 2^32 batches."""
+    cdef uint32_t index
+    for index in range(table.fresh):
+        slot_at(table, index).registered_batch = 0
+        slot_at(table, index).released_batch = 0
+    return 0

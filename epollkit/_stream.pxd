@@ -1,0 +1,83 @@
+"""Streams: buffered connections on the core. `Stream` is for Python; its `take_*` methods are for protocols in Cython.
+
+What an idle stream costs is its object and its slot: the receive buffer is the loop's, an output queue exists only while
+the socket is full.
+"""
+from libc.stdint cimport int64_t, uint16_t, uint32_t
+
+from epollkit cimport _core
+
+cdef enum:
+    READ_ROOM_BYTES = 65536         # one recv at most; the loop's only receive buffer
+    READ_BUDGET_BYTES = 262144      # per stream and turn: one fast peer must not starve the rest
+    SCRATCH_BYTES = 65536           # what one upcall writes is gathered here and leaves as one send
+    SCRATCH_PIECE_BYTES = 16384     # a larger piece is referenced instead of copied
+    SEND_PARTS = 64                 # pieces per sendmsg
+    LINGER_BYTES = 1048576          # input that is read and thrown away after the last answer, at most
+
+cdef enum StreamState:
+    STREAM_CORKED = 1               # inside one of its own upcalls: writes are gathered
+    STREAM_BLOCKED = 2              # the socket took less than it was given: wait for OUT
+    STREAM_PAUSED = 4               # not reading; what arrives waits in the kernel
+    STREAM_ENDED = 8                # the peer's end-of-stream was read
+    STREAM_CLOSING = 16             # close() was called: what is queued is still sent, nothing more is delivered
+    STREAM_LINGERS = 32             # once all is sent: shut down, drain, and only then close
+    STREAM_DRAINING = 64            # that shutdown was made; input is thrown away until the peer's end
+    STREAM_OUT_WATCHED = 128        # a unix stream that asked for OUT
+
+
+cdef class Output:
+    """What the socket has not taken yet. Exists only while there is something."""
+    cdef list parts                 # bytes objects
+    cdef Py_ssize_t first           # index of the first part with unsent bytes
+    cdef Py_ssize_t offset          # sent bytes of that part
+    cdef Py_ssize_t size            # unsent bytes in all
+    cdef Py_ssize_t limit
+
+    cdef int append(self, bytes data) except -1
+    cdef int send(self, int fd, ssize_t *sent) except -1
+    cdef int drop_sent(self, Py_ssize_t count) except -1
+
+
+cdef class Loop(_core.Loop):
+    cdef char *input                # READ_ROOM_BYTES
+    cdef char *scratch              # SCRATCH_BYTES
+    cdef Py_ssize_t scratch_used    # by the one stream that is corked
+
+
+cdef class Stream(_core.Endpoint):
+    cdef Output output              # None: everything written has been sent
+    cdef int error                  # errno of the socket, read once and kept; 0: none
+    cdef uint16_t state             # StreamState
+    cdef uint32_t lingered          # bytes thrown away after the last answer
+
+    # For protocols: called inside the cork, so that what they write leaves in one piece. All may close the stream.
+    cdef int take_open(self) except -1
+    cdef int take_data(self, const char *data, Py_ssize_t length) except -1
+    cdef int take_end(self) except -1
+    cdef int take_drain(self) except -1         # the output queue, which had something, is empty
+    cdef int take_deadline(self) except -1
+
+    # For protocols: what they do.
+    cdef int put(self, const char *data, Py_ssize_t length, bytes owner) except -1
+    cdef int flush(self) except -1
+    cdef int close_softly(self, bint linger) except -1
+    cdef int pause(self) except -1
+    cdef int resume(self) except -1
+    cdef int set_deadline_ns(self, int64_t duration_ns) except -1
+
+    # inside
+    cdef int cork(self, Loop loop) except -1
+    cdef int uncork(self, Loop loop) except -1
+    cdef int spill(self, Loop loop) except -1
+    cdef int read(self, Loop loop, uint32_t events) except -1
+    cdef int read_failed(self, int code) except -1
+    cdef int end(self) except -1
+    cdef int broken(self, uint32_t events) except -1
+    cdef int write_failed(self, int code) except -1
+    cdef int block(self) except -1
+    cdef int unblock(self) except -1
+    cdef int finish(self) except -1
+    cdef int drain(self, Loop loop) except -1
+    cdef int queue(self, bytes data) except -1
+    cdef object address(self, bint peer)

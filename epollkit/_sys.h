@@ -1,0 +1,227 @@
+/* The system calls of epollkit, and nothing else. Nobody else names one.
+ *
+ * Each wrapper returns a count or an fd, 0, or -errno, and retries EINTR: except for epoll_wait, which
+ * returns -EINTR so that Python's signal handlers run (a signal must be able to end a wait), and close(2),
+ * which on Linux has released the fd even when it reports EINTR (close(2), NOTES).
+ */
+#ifndef EPOLLKIT_SYS_H
+#define EPOLLKIT_SYS_H
+
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <sys/un.h>
+#include <time.h>
+#include <unistd.h>
+
+#if EPOLLKIT_DEBUG
+/* An invariant. A failing `assert` in a noexcept function would be swallowed; this one can't be. */
+#define EK_ASSERT(condition)                                                              \
+    do {                                                                                  \
+        if (!(condition)) {                                                               \
+            fprintf(stderr, "epollkit: invariant broken: %s (%s:%d)\n", #condition,       \
+                    __FILE__, __LINE__);                                                  \
+            abort();                                                                      \
+        }                                                                                 \
+    } while (0)
+#else
+#define EK_ASSERT(condition) ((void)0)
+#endif
+
+#define EK_RETRY(result, call)                                                            \
+    do {                                                                                  \
+        (result) = (call);                                                                \
+    } while ((result) < 0 && errno == EINTR)
+
+/* Cython writes a struct by its fields; epoll_event is packed on x86-64, so it is read through these two. */
+static inline uint64_t ek_event_tag(const struct epoll_event *event) { return event->data.u64; }
+static inline uint32_t ek_event_mask(const struct epoll_event *event) { return event->events; }
+
+static inline int ek_epoll_create(void)
+{
+    int fd = epoll_create1(EPOLL_CLOEXEC);
+    return fd < 0 ? -errno : fd;
+}
+
+static inline int ek_epoll_ctl(int epoll_fd, int operation, int fd, uint32_t events, uint64_t tag)
+{
+    struct epoll_event event;
+    event.events = events;
+    event.data.u64 = tag;
+    return epoll_ctl(epoll_fd, operation, fd, &event) < 0 ? -errno : 0;
+}
+
+#ifndef SYS_epoll_pwait2
+#define SYS_epoll_pwait2 441 /* the same number on every architecture since Linux 5.11 */
+#endif
+
+/* Waits at most timeout_ns; negative: without end. With epoll_pwait2 (Linux 5.11) to the nanosecond, otherwise
+ * to the millisecond, rounded up: a timeout that is cut short spins. */
+static inline int ek_epoll_wait(int epoll_fd, struct epoll_event *events, int room, int64_t timeout_ns)
+{
+    static int without_pwait2 = 0;
+    int count, timeout_ms;
+    if (timeout_ns > 0 && !without_pwait2) {
+        struct timespec timeout = {timeout_ns / 1000000000, timeout_ns % 1000000000};
+        count = (int)syscall(SYS_epoll_pwait2, epoll_fd, events, room, &timeout, NULL, (size_t)0);
+        if (count >= 0)
+            return count;
+        if (errno != ENOSYS && errno != EPERM) /* EPERM: seccomp profiles older than the call */
+            return -errno;
+        without_pwait2 = 1;
+    }
+    if (timeout_ns < 0)
+        timeout_ms = -1;
+    else if (timeout_ns / 1000000 >= INT_MAX)
+        timeout_ms = INT_MAX;
+    else
+        timeout_ms = (int)((timeout_ns + 999999) / 1000000);
+    count = epoll_wait(epoll_fd, events, room, timeout_ms);
+    return count < 0 ? -errno : count;
+}
+
+static inline int ek_accept(int fd)
+{
+    int accepted;
+    EK_RETRY(accepted, accept4(fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC));
+    return accepted < 0 ? -errno : accepted;
+}
+
+static inline ssize_t ek_recv(int fd, void *buffer, size_t room)
+{
+    ssize_t count;
+    EK_RETRY(count, recv(fd, buffer, room, 0));
+    return count < 0 ? -errno : count;
+}
+
+static inline ssize_t ek_send(int fd, const void *data, size_t length)
+{
+    ssize_t count;
+    EK_RETRY(count, send(fd, data, length, MSG_NOSIGNAL));
+    return count < 0 ? -errno : count;
+}
+
+static inline ssize_t ek_send_parts(int fd, struct iovec *parts, size_t part_count)
+{
+    ssize_t count;
+    struct msghdr message = {0};
+    message.msg_iov = parts;
+    message.msg_iovlen = part_count;
+    EK_RETRY(count, sendmsg(fd, &message, MSG_NOSIGNAL));
+    return count < 0 ? -errno : count;
+}
+
+static inline int ek_shutdown_write(int fd) { return shutdown(fd, SHUT_WR) < 0 ? -errno : 0; }
+
+static inline int ek_close(int fd) { return close(fd) < 0 ? -errno : 0; }
+
+/* The next close sends RST instead of FIN and forgets what is unsent. */
+static inline int ek_reset_on_close(int fd)
+{
+    struct linger linger = {1, 0};
+    return setsockopt(fd, SOL_SOCKET, SO_LINGER, &linger, sizeof linger) < 0 ? -errno : 0;
+}
+
+/* Reads the pending error and clears it: whoever calls this owns the answer. */
+static inline int ek_take_error(int fd)
+{
+    int error = 0;
+    socklen_t length = sizeof error;
+    return getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &length) < 0 ? errno : error;
+}
+
+static inline int ek_is_listening(int fd)
+{
+    int listening = 0;
+    socklen_t length = sizeof listening;
+    return getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &length) == 0 && listening;
+}
+
+/* Address of this end (peer == 0) or the other one, and its length, or -errno. */
+static inline int ek_socket_name(int fd, int peer, struct sockaddr_storage *address)
+{
+    socklen_t length = sizeof *address;
+    int result = peer ? getpeername(fd, (struct sockaddr *)address, &length)
+                      : getsockname(fd, (struct sockaddr *)address, &length);
+    return result < 0 ? -errno : (int)length;
+}
+
+/* Numeric host and port of an IPv4 or IPv6 address; a unix socket's path in host, its length as the port. Returns the
+ * family. host holds at least sizeof(struct sockaddr_un) bytes. */
+static inline int ek_read_address(const struct sockaddr_storage *address, int length, char *host, int *port)
+{
+    if (address->ss_family == AF_INET) {
+        const struct sockaddr_in *in = (const struct sockaddr_in *)address;
+        *port = ntohs(in->sin_port);
+        inet_ntop(AF_INET, &in->sin_addr, host, INET_ADDRSTRLEN);
+    } else if (address->ss_family == AF_INET6) {
+        const struct sockaddr_in6 *in6 = (const struct sockaddr_in6 *)address;
+        *port = ntohs(in6->sin6_port);
+        inet_ntop(AF_INET6, &in6->sin6_addr, host, INET6_ADDRSTRLEN);
+    } else {
+        *port = length - (int)offsetof(struct sockaddr_un, sun_path);
+        memcpy(host, ((const struct sockaddr_un *)address)->sun_path, *port > 0 ? (size_t)*port : 0);
+    }
+    return address->ss_family;
+}
+
+static inline int ek_eventfd(void)
+{
+    int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    return fd < 0 ? -errno : fd;
+}
+
+static inline int ek_eventfd_add(int fd)
+{
+    uint64_t one = 1;
+    ssize_t count;
+    EK_RETRY(count, write(fd, &one, sizeof one));
+    return count < 0 ? -errno : 0; /* EAGAIN: the counter is full, so the reader is awake anyway */
+}
+
+static inline int ek_eventfd_drain(int fd)
+{
+    uint64_t value;
+    ssize_t count;
+    EK_RETRY(count, read(fd, &value, sizeof value));
+    return count < 0 ? -errno : 0;
+}
+
+static inline int64_t ek_clock(clockid_t clock)
+{
+    struct timespec now;
+    clock_gettime(clock, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+static inline int64_t ek_now_ns(void) { return ek_clock(CLOCK_MONOTONIC); }
+
+/* The kernel's last tick: a fifth of the price, up to EK_TICK_NS behind. Good for deadlines in seconds. */
+#define EK_TICK_NS 10000000 /* CONFIG_HZ=100, the longest tick in use */
+static inline int64_t ek_tick_ns(void) { return ek_clock(CLOCK_MONOTONIC_COARSE); }
+
+static inline int64_t ek_wall_seconds(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME_COARSE, &now);
+    return (int64_t)now.tv_sec;
+}
+
+#endif

@@ -1,0 +1,55 @@
+"""Leaf: the system calls. See `_sys.h` for what each wrapper promises; every one returns -errno on failure."""
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+cdef extern from "_sys.h" nogil:
+    # events, as in epoll_ctl(2)
+    const uint32_t EPOLLIN
+    const uint32_t EPOLLPRI
+    const uint32_t EPOLLOUT
+    const uint32_t EPOLLERR
+    const uint32_t EPOLLHUP
+    const uint32_t EPOLLRDHUP
+    const uint32_t EPOLLEXCLUSIVE
+    const uint32_t EPOLLONESHOT
+    const uint32_t EPOLLET
+    const int EPOLL_CTL_ADD
+    const int EPOLL_CTL_MOD
+    const int EPOLL_CTL_DEL
+    const int AF_INET
+    const int AF_INET6
+    const int AF_UNIX
+
+    struct epoll_event:
+        pass
+    struct sockaddr_storage:
+        unsigned short ss_family
+    struct iovec:
+        void *iov_base
+        size_t iov_len
+
+    const int EPOLLKIT_DEBUG
+    const int64_t EK_TICK_NS
+    void EK_ASSERT(bint condition) noexcept
+
+    uint64_t ek_event_tag(const epoll_event *event) noexcept
+    uint32_t ek_event_mask(const epoll_event *event) noexcept
+    int ek_epoll_create() noexcept
+    int ek_epoll_ctl(int epoll_fd, int operation, int fd, uint32_t events, uint64_t tag) noexcept
+    int ek_epoll_wait(int epoll_fd, epoll_event *events, int room, int64_t timeout_ns) noexcept
+    int ek_accept(int fd) noexcept
+    ssize_t ek_recv(int fd, void *buffer, size_t room) noexcept
+    ssize_t ek_send(int fd, const void *data, size_t length) noexcept
+    ssize_t ek_send_parts(int fd, iovec *parts, size_t part_count) noexcept
+    int ek_shutdown_write(int fd) noexcept
+    int ek_close(int fd) noexcept
+    int ek_reset_on_close(int fd) noexcept
+    int ek_take_error(int fd) noexcept
+    bint ek_is_listening(int fd) noexcept
+    int ek_socket_name(int fd, bint peer, sockaddr_storage *address) noexcept
+    int ek_read_address(const sockaddr_storage *address, int length, char *host, int *port) noexcept
+    int ek_eventfd() noexcept
+    int ek_eventfd_add(int fd) noexcept
+    int ek_eventfd_drain(int fd) noexcept
+    int64_t ek_now_ns() noexcept
+    int64_t ek_tick_ns() noexcept
+    int64_t ek_wall_seconds() noexcept

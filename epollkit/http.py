@@ -1,0 +1,62 @@
+"""HTTP/1.1 for applications: `serve(app)`, where app is called with a `Request` and returns a `Response`.
+
+    from epollkit.http import Response, serve
+
+    def app(request):
+        return Response(b"Hello, World!")
+
+    serve(app, port=8000)
+"""
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from epollkit import Listener, Loop, _sockets
+from epollkit._httpconn import HttpConnection, Request, Response, Settings
+
+__all__ = ["HttpConnection", "Request", "Response", "Settings", "listen", "serve"]
+
+Application = Callable[[Request], Response]
+
+logger = logging.getLogger("epollkit")
+
+
+def listen(loop: Loop, address: _sockets.Address, app: Application, *, backlog: int = 2048, reuse_port: bool = False,
+           exclusive: bool = False, defer_accept: bool = False, **settings: Any) -> Listener:
+    """Serve an application on one more address of a loop. Options as for `Loop.listen`; settings as for `serve`."""
+    return loop.listen(address, Settings(app, **settings), backlog=backlog, reuse_port=reuse_port, exclusive=exclusive,
+                       defer_accept=defer_accept)
+
+
+def serve(app: Application, host: str = "127.0.0.1", port: int = 8000, *, uds: str | None = None,
+          max_connections: int = 65536, backlog: int = 2048, reuse_port: bool = False, defer_accept: bool = False,
+          on_listening: Callable[[Listener], object] | None = None, **settings: Any) -> None:
+    """Serve an application until SIGINT (Ctrl-C) or SIGTERM, then close every connection and return.
+
+    Args:
+        app: called with each `Request`, returns a `Response`; in one thread, so it should not block. One that raises is
+            answered with 500 and logged.
+        host, port: where to listen; port 0 lets the kernel choose. uds: a unix socket's path instead.
+        max_connections: beyond it accepting pauses.
+        on_listening: called with the `Listener` once clients can connect.
+        settings: `limit_request_line` (8190 bytes), `limit_request_fields` (100), `limit_request_field_size` (8190 bytes),
+            `limit_request_body` (1 MiB at most), `timeout_header` (10 s for a whole head), `timeout_body` (30 s between two
+            reads), `timeout_write` (30 s without progress), `timeout_keep_alive` (75 s between two requests), `admit`
+            (called with the peer's address before anything is read; a false answer resets the connection).
+
+    Raises OSError or UsageError with one sentence: the address is in use, not permitted, does not exist; a wrong setting.
+    """
+    address: _sockets.Address = (host, port) if uds is None else uds
+    with Loop(max_connections=max_connections) as loop:
+        listener = listen(loop, address, app, backlog=backlog, reuse_port=reuse_port, defer_accept=defer_accept, **settings)
+        if threading.current_thread() is threading.main_thread():
+            loop.add_signal_handler(signal.SIGTERM, loop.stop)
+            loop.add_signal_handler(signal.SIGINT, loop.stop)
+        logger.info("listening on %s", _sockets.describe(listener.address))
+        if on_listening is not None:
+            on_listening(listener)
+        loop.run()

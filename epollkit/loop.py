@@ -1,0 +1,124 @@
+"""`epollkit.Loop`: the compiled loop, and around it what is asked for seldom: addresses and signals."""
+from __future__ import annotations
+
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from epollkit import _sockets
+from epollkit._core import IN
+from epollkit._listener import Listener, listen
+from epollkit._stream import Loop as StreamLoop
+from epollkit.errors import UsageError
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+class Loop(StreamLoop):
+    __doc__ = StreamLoop.__doc__
+
+    def __init__(self, max_connections: int = 65536, instance_bits: int = 32, batch: int = 512) -> None:
+        super().__init__(max_connections, instance_bits, batch)
+        self._signal_handlers: dict[int, tuple[Callable[..., object], tuple[Any, ...], Any]] = {}
+        self._wakeup: tuple[socket.socket, socket.socket] | None = None
+
+    def listen(self, address: _sockets.Address, factory: Callable[[], Any], *, backlog: int = 2048,
+               reuse_port: bool = False, exclusive: bool = False, defer_accept: bool = False) -> Listener:
+        """Listen, and make one endpoint with `factory()` for each connection that is accepted. Returns a `Listener`.
+
+        Args:
+            address: `(host, port)` for IPv4 and IPv6, a path for a unix socket, "\\0name" for an abstract one. Port 0
+                lets the kernel choose; `listener.address` says what.
+            factory: called without arguments; returns a new `Stream` (or another endpoint) each time.
+            backlog: connections that may wait for accept; the kernel caps it at net.core.somaxconn.
+            reuse_port: SO_REUSEPORT: several sockets share the port.
+            exclusive: EPOLLEXCLUSIVE: of several loops that watch one socket, not all are woken (Linux 4.5).
+            defer_accept: TCP_DEFER_ACCEPT: a connection is accepted with its first bytes there, and read at once. Only
+                where the client speaks first; silent clients wait in the kernel, outside our deadlines and counters.
+
+        Raises OSError (in use, no permission, no such address) or UsageError, each with one sentence. Not thread-safe.
+        """
+        self._check_usable()    # a closed loop, or a wrong thread, says so before a socket is opened
+        if not callable(factory):
+            raise UsageError(f"a factory is called without arguments; {factory!r} can't be called")
+        try:
+            opened = _sockets.open_listener(address, backlog, reuse_port, defer_accept)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+        try:
+            return listen(self, opened, factory, exclusive=exclusive, defer_accept=defer_accept)
+        except BaseException:
+            opened.sock.close()     # does nothing once the loop owns the fd
+            if opened.file is not None:
+                opened.file.remove()
+            raise
+
+    def add_signal_handler(self, signum: int, function: Callable[..., object], *arguments: Any) -> None:
+        """Run a function in the loop when a signal comes. Only in the main thread (`signal.signal`'s own rule)."""
+        self._check_usable()
+        if not callable(function):
+            raise UsageError(f"{function!r} can't be called; give a function and its arguments")
+        if not _in_main_thread():
+            raise UsageError("signal handlers belong to the main thread, and so must the loop that has them")
+        try:
+            before = signal.signal(signum, self._signalled)
+            signal.siginterrupt(signum, False)
+        except (OSError, ValueError, TypeError) as error:
+            raise UsageError(f"signal {signum!r} can't be handled: {error}") from None
+        if signum in self._signal_handlers:
+            before = self._signal_handlers[signum][2]
+        self._signal_handlers[signum] = (function, arguments, before)
+
+    def remove_signal_handler(self, signum: int) -> bool:
+        """Put back what handled the signal before. Returns whether there was anything to remove."""
+        if signum not in self._signal_handlers:
+            return False
+        before = self._signal_handlers.pop(signum)[2]
+        signal.signal(signum, signal.SIG_DFL if before is None else before)
+        return True
+
+    def _signalled(self, signum: int, frame: object) -> None:
+        if signum in self._signal_handlers:
+            function, arguments, _ = self._signal_handlers[signum]
+            self.call_soon_threadsafe(function, *arguments)
+
+    def run(self) -> None:
+        """Turn until `stop()` is called. In the main thread signals wake it, and Ctrl-C leaves it at once."""
+        self._check_usable()
+        if not _in_main_thread():
+            super().run()
+            return
+        # CPython's C-level handler writes one byte, which an eventfd refuses: so a pair, and the loop watches its end.
+        if self._wakeup is None:
+            self._wakeup = socket.socketpair()
+            for end in self._wakeup:
+                end.setblocking(False)
+            self._register_internal(self._wakeup[0].fileno(), IN, self._drain_wakeup)
+        before = signal.set_wakeup_fd(self._wakeup[1].fileno(), warn_on_full_buffer=False)
+        try:
+            super().run()
+        finally:
+            signal.set_wakeup_fd(before)
+
+    def _drain_wakeup(self, token: object, events: int) -> None:
+        assert self._wakeup is not None
+        try:
+            while self._wakeup[0].recv(4096):
+                pass
+        except BlockingIOError:
+            pass
+
+    def close(self) -> None:
+        """End every registration (raw fds stay open, all others are closed), run the on_close upcalls that are due, and
+        free the loop's own fds. Closing twice does nothing. UsageError from inside a turn: call `stop()` there."""
+        super().close()
+        for signum in list(self._signal_handlers):
+            self.remove_signal_handler(signum)
+        if self._wakeup is not None:
+            for end in self._wakeup:
+                end.close()
+            self._wakeup = None

@@ -1,0 +1,56 @@
+"""Build of epollkit's extension modules. One switch: EPOLLKIT_DEBUG=1 builds with every check on."""
+import os
+import sys
+
+if not sys.platform.startswith("linux"):
+    sys.exit(f"epollkit needs Linux: it is built on epoll(7), which {sys.platform} does not have")
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+DEBUG = os.environ.get("EPOLLKIT_DEBUG", "0") not in ("", "0")
+FLAVOUR = "debug" if DEBUG else "release"
+
+MODULES = ["_tokens", "_calls", "_core", "_listener", "_stream", "_http1", "_httpconn"] + (["_debug"] if DEBUG else [])
+
+# Compiler directives live here and nowhere else: one in a file's header would beat the debug build's.
+DIRECTIVES = {
+    "language_level": 3,
+    "embedsignature": True,
+    "freethreading_compatible": False,
+    "boundscheck": DEBUG,
+    "wraparound": False,
+    "initializedcheck": DEBUG,
+    "nonecheck": DEBUG,
+    "cdivision": True,
+    "overflowcheck": False,
+}
+
+COMPILE = ["-std=gnu11", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-unused-function",
+           "-Wno-missing-field-initializers", "-Wno-cast-function-type", "-Wno-sign-compare"]
+COMPILE += ["-O1", "-g"] if DEBUG else ["-O3", "-g0"]
+
+extensions = [
+    Extension(
+        f"epollkit.{name}",
+        [f"epollkit/{name}.pyx"],
+        depends=["epollkit/_sys.h"],
+        include_dirs=["epollkit"],
+        define_macros=[("EPOLLKIT_DEBUG", "1" if DEBUG else "0")],
+        extra_compile_args=COMPILE,
+    )
+    for name in MODULES
+]
+
+setup(
+    ext_modules=cythonize(
+        extensions,
+        build_dir=f"build/{FLAVOUR}/cython",     # the two builds never share an object file
+        compiler_directives=DIRECTIVES,
+        nthreads=int(os.environ.get("EPOLLKIT_JOBS", "0")),
+    ),
+    options={
+        "build": {"build_base": f"build/{FLAVOUR}"},
+        "build_ext": {"parallel": os.cpu_count() or 1},
+    },
+)

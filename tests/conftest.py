@@ -1,0 +1,81 @@
+"""What every test starts from and ends with: the installed package, the build that was asked for, and nothing left alive."""
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+import epollkit
+
+ROOT = Path(__file__).resolve().parent.parent
+DEBUG = epollkit.build_info()["build"] == "debug"
+
+hypothesis.settings.register_profile("epollkit", derandomize=True, deadline=None, print_blob=True)
+hypothesis.settings.load_profile("epollkit")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "debug_build: looks at what only the debug build shows")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("debug_build") and not DEBUG:
+            item.add_marker(pytest.mark.skip(reason="only the debug build shows this"))
+
+
+def open_fds() -> dict[int, str]:
+    """Every open descriptor and what it is."""
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
+        except OSError:
+            pass    # the listing's own descriptor
+    return found
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    """No descriptor and no thread outlives a test."""
+    gc.collect()
+    before, threads = open_fds(), threading.active_count()
+    yield
+    gc.collect()
+    after = open_fds()
+    left = {fd: what for fd, what in after.items() if before.get(fd) != what}
+    assert not left, f"left open: {left}"
+    assert set(before) <= set(after), f"closed what was not the test's: {set(before) - set(after)}"
+    assert threading.active_count() == threads, "a thread is still running"
+
+
+@pytest.fixture
+def loop() -> Iterator[epollkit.Loop]:
+    """A loop; at the end it holds no slot and no timer that the test did not mean to leave to close()."""
+    with epollkit.Loop() as made:
+        yield made
+        stats = made.stats()
+        assert stats.wrong_deliveries == 0
+        assert (stats.live, stats.timers) == (0, 0), f"left in the loop: {stats}"
+
+
+def find_peer(name: str) -> str:
+    """The path of a real program that a test drives. Missing: skipped, or a failure with EPOLLKIT_REQUIRE_PEERS=1."""
+    path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin")
+    if path is None:
+        message = f"{name} is not installed; on Debian: apt-get install {name}"
+        if os.environ.get("EPOLLKIT_REQUIRE_PEERS") == "1":
+            pytest.fail(message)
+        pytest.skip(message)
+    return path
+
+
+@pytest.fixture
+def peer() -> object:
+    return find_peer
