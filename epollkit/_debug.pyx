@@ -11,8 +11,12 @@ def slot_fields(Loop loop not None, uint32_t index):
     if index >= loop.slots.fresh:
         raise IndexError(index)
     slot = slot_at(&loop.slots, index)
-    fields = slot[0]
-    return fields
+    return {
+        "generation": slot.generation, "fd": slot.fd, "live": slot.endpoint != NULL, "index": slot.index,
+        "registered_batch": slot.registered_batch, "released_batch": slot.released_batch,
+        "released_generation": slot.released_generation, "flags": slot.flags, "pending": slot.pending,
+        "events": slot.events, "due_ns": slot.timer.due_ns,
+    }
 
 
 def set_generation(Loop loop not None, uint32_t index, uint32_t generation):

@@ -90,7 +90,7 @@ cdef struct Head:
     uint8_t seen                # fields that may come once only, and Connection's options (private, bits)
     uint16_t name_end           # the colon of the line that is being scanned (private)
     uint8_t reason              # of a refused head: the code that reason_text() puts into words; 0 else
-    # The result. It is whole when parse_head() returned more than 0, and must not be used before.
+    # The result: whole once parse_head() has returned more than 0, not to be used before.
     uint8_t method              # HEAD_GET ... or HEAD_OTHER; methods are case-sensitive
     uint8_t minor_version       # HTTP/1.minor_version: 0 or 1
     uint8_t target_form         # TARGET_ORIGIN ...
@@ -112,8 +112,8 @@ cdef struct Head:
 cdef int head_reset(Head *head) noexcept nogil
 
 # `data`: the head's first byte. > 0: complete, the bytes it took (blank line included). 0: needs more (call again with
-# the same bytes and more behind them). < 0: minus the HTTP status to refuse with. The last two answers are final: a
-# call for a finished head repeats them.
+# the same bytes and more behind them, never with fewer). < 0: minus the HTTP status to refuse with. Every answer but 0
+# is final: another call for the same head repeats it.
 cdef int parse_head(Head *head, const uint8_t *data, size_t length, const HeadLimits *limits) noexcept nogil
 
 # What an application may set: a token (RFC 9110 5.6.2), and a value that has no CTL but HTAB and no whitespace at its

@@ -36,7 +36,7 @@ class HeadReader:
     :raises UsageError: a limit is out of range.
     """
 
-    def __init__(self, *, request_line_bytes: int = 8190, fields: int = 100, field_bytes: int = 8190) -> None: ...
+    def __new__(cls, *, request_line_bytes: int = 8190, fields: int = 100, field_bytes: int = 8190) -> HeadReader: ...
     def feed(self, data: bytes) -> RequestHead | None:
         """Take the next piece; return the RequestHead once it is complete, None before.
 

@@ -307,7 +307,7 @@ cdef int skip_empty_line(Head *head, const uint8_t *data, size_t end) noexcept n
 
 
 cdef uint8_t known_method(const uint8_t *name, size_t length) noexcept nogil:
-    """Methods are case-sensitive (RFC 9110 9.1): `get` is an other one."""
+    """Methods are case-sensitive (RFC 9110 9.1): `get` is another one."""
     cdef uint8_t method
     for method in range(HEAD_GET, HEAD_TRACE + 1):
         if METHOD_LENGTHS[method] == length and memcmp(name, METHOD_NAMES[method], length) == 0:

@@ -364,7 +364,8 @@ def test_first_mistake_wins(name):
 
 
 @pytest.mark.parametrize(("data", "status"), [
-    (b"\x16", 400), (b"GET /\x01", 400), (b"GET / h", 400), (b"GET / HTTP/1.1x", 400), (b"CONNECT ", 501), (b"GET a ", 400),
+    (b"\x16", 400), (b"GET /\x01", 400), (b"CONNECT ", 501), (b"GET a ", 400), (b"GET / h", 400),
+    (b"GET / HTTP/1.1x", 400), (b"GET / HTTP/2.0\r\n", 505),
     (get()[:-2] + b" ", 400), (get()[:-2] + b":", 400), (get()[:-2] + b"x ", 400), (get()[:-2] + b"x:\x01", 400),
     (get()[:-2] + b"Host: a\r\n", 400), (get()[:-2] + b"Expect: x\r\n", 417), (get()[:-2] + b"x: \r\t", 400),
 ])

@@ -1,0 +1,32 @@
+"""The command `epollkit`: one module per subcommand, each with `add(subparsers)` and `run(options) -> exit status`."""
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import epollkit
+from epollkit.cli import demo, serve
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="epollkit", description="Edge-triggered epoll servers that drop stale events.")
+    made.add_argument("--version", action="version",
+                      version=f"epollkit {epollkit.__version__} ({epollkit.build_info()['build']} build)")
+    commands = made.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    serve.add(commands)
+    demo.add(commands)
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0 fine, 1 it could not run or failed, 2 wrong usage, 130 Ctrl-C before there was anything to end."""
+    options = parser().parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except (epollkit.EpollkitError, OSError) as error:
+        # OSError's own str() starts with [Errno N]; the sentence is its strerror
+        print(f"epollkit {options.command}: {getattr(error, 'strerror', None) or error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130

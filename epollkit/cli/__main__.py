@@ -1,0 +1,6 @@
+"""`python -m epollkit.cli`, for where the script is not on PATH."""
+import sys
+
+from epollkit.cli import main
+
+sys.exit(main())
