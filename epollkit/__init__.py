@@ -1,12 +1,11 @@
 """epollkit: a raw, edge-triggered epoll server toolkit in which a stale event can never reach the wrong connection."""
 try:
     from epollkit._core import ERR, EXCLUSIVE, HUP, IN, ONESHOT, OUT, PRI, RDHUP, LoopStats, build_info
-except ImportError as error:
-    if not (error.name or "").startswith("epollkit."):
+except ImportError as _error:
+    if not (_error.name or "").startswith("epollkit."):
         raise
-    raise ImportError(
-        f"epollkit's compiled modules are not here ({error.name}); build them with `pip install -e .` in the source tree"
-    ) from None
+    raise ImportError(f"epollkit's compiled modules are not here ({_error.name}); "
+                      "build them with `pip install -e .` in the source tree") from None
 
 from epollkit._calls import Timer
 from epollkit._listener import Listener
@@ -18,6 +17,6 @@ from epollkit.loop import Loop
 __version__ = "0.1.0"
 
 __all__ = [
-    "ERR", "EXCLUSIVE", "HUP", "IN", "ONESHOT", "OUT", "PRI", "RDHUP", "EpollkitError", "LimitReached", "Listener", "Loop",
-    "LoopStats", "PeerError", "StaleToken", "Stream", "Timer", "Token", "UsageError", "build_info",
+    "ERR", "EXCLUSIVE", "HUP", "IN", "ONESHOT", "OUT", "PRI", "RDHUP", "EpollkitError", "LimitReached", "Listener",
+    "Loop", "LoopStats", "PeerError", "StaleToken", "Stream", "Timer", "Token", "UsageError", "build_info",
 ]

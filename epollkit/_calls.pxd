@@ -10,6 +10,7 @@ from epollkit._timers cimport TimerNode, TimerQueue
 cdef enum:
     TIMER_BUDGET = 4096             # timers fired per turn
     POSTED_BUDGET = 4096            # posted calls per turn, from each of the two queues
+    TIMER_LIMIT = 1 << 24           # timers that may wait
     POSTED_LIMIT = 1 << 20          # posted calls that may wait: a loop that falls behind says so
 
 

@@ -109,6 +109,8 @@ cdef class Calls:
     cdef Timer schedule(self, int64_t due_ns, object function, tuple arguments):
         """To be called once CLOCK_MONOTONIC has reached due_ns."""
         cdef Timer timer = self.make(function, arguments)
+        if self.queue.count >= TIMER_LIMIT:
+            raise LimitReached(f"{TIMER_LIMIT} timers wait already; cancel what is no longer needed")
         if timers_set(&self.queue, &timer.node, due_ns) < 0:
             raise MemoryError()
         Py_INCREF(timer)                # the heap's reference

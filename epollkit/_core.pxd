@@ -6,7 +6,7 @@ from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 
 from epollkit._calls cimport Calls, Timer
-from epollkit._slots cimport Slot, SlotTable
+from epollkit._slots cimport Slot, SlotList, SlotTable
 from epollkit._sys cimport epoll_event
 from epollkit._timers cimport TimerQueue
 from epollkit._tokens cimport Anchor, Token
@@ -72,7 +72,7 @@ cdef class Loop:
     cdef uint32_t batch             # its number; starts at 1, 0 means never
     cdef int64_t released_gil_ns
 
-    cdef uint32_t ready_head, ready_tail, ready_count       # slots to be run again without a new edge
+    cdef SlotList ready             # slots to be run again without a new edge
     cdef Anchor anchor
     cdef dict bound                 # tag -> list of Timer that die with the slot
     cdef object closings            # deque of (endpoint, reason): released, on_closed is due
@@ -99,7 +99,6 @@ cdef class Loop:
     cdef Slot *resolve(self, Token token) except NULL
     cdef int claim(self, int fd) except -1
     cdef int lose(self, Slot *slot) except -1
-    cdef int unlink_ready(self, Slot *slot) noexcept
     cdef Py_ssize_t turn_once(self, int64_t timeout_ns) except -1
     cdef int64_t wait_limit(self, int64_t timeout_ns, int64_t now_ns) noexcept
     cdef int wait(self, int64_t timeout_ns) except -1

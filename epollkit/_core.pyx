@@ -1,7 +1,6 @@
 """The bare loop: registrations, dispatch, deadlines, turns. Read `_slots.pxd` first; it is the promise."""
 import warnings
 from collections import deque, namedtuple
-from math import isnan
 
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.object cimport PyObject, PyTypeObject, traverseproc, visitproc
@@ -16,9 +15,9 @@ from epollkit cimport _sys
 from epollkit._calls cimport Calls, Timer, delay_ns
 from epollkit._slots cimport (
     MAX_SLOTS, NO_SLOT, SLOT_BOUND_CALLS, SLOT_EXCLUSIVE, SLOT_INTERNAL, SLOT_OWNS_FD, SLOT_PEER_CLOSED, SLOT_READY,
-    SLOT_TELLS_CLOSE, SLOT_UNLIMITED, SLOT_WATCHED, STALE_CLOSED, STALE_ORPHAN, STALE_RECYCLED, Slot, slot_at, slot_for,
-    slot_invalidate, slot_named, slot_of_fd, slot_recycle, slot_staleness, slot_tag, slot_take, slots_forget_batches,
-    slots_free, slots_init,
+    SLOT_TELLS_CLOSE, SLOT_UNLIMITED, SLOT_WATCHED, STALE_CLOSED, STALE_ORPHAN, STALE_RECYCLED, Slot, slot_append,
+    slot_at, slot_for, slot_invalidate, slot_named, slot_of_fd, slot_recycle, slot_staleness, slot_tag, slot_take,
+    slot_unlink, slots_forget_batches, slots_free, slots_init,
 )
 from epollkit._sys cimport EK_ASSERT
 from epollkit._tokens cimport Anchor, Token, make_token
@@ -147,7 +146,7 @@ cdef class Loop:
     warns (`ResourceWarning`); `with Loop() as loop:` closes it.
     """
 
-    def __cinit__(self, max_connections=65536, instance_bits=32, batch=512, **ignored):
+    def __cinit__(self, *arguments, **options):
         self.epoll_fd = self.wake_fd = -1
         self.closed = True              # until __init__ is through: __dealloc__ then has little to do
         self.anchor = Anchor.__new__(Anchor)
@@ -158,7 +157,7 @@ cdef class Loop:
         self.waiting_for_room = []
         self.thread = PyThread_get_thread_ident()
         self.batch = 1
-        self.ready_head = self.ready_tail = NO_SLOT
+        self.ready.head = self.ready.tail = NO_SLOT
 
     def __init__(self, max_connections=65536, instance_bits=32, batch=512):
         if self.events != NULL:
@@ -326,7 +325,7 @@ cdef class Loop:
         without touching the fd."""
         slot.flags &= ~<uint16_t>(SLOT_OWNS_FD | SLOT_WATCHED)
         self.counters.lost += 1
-        return self.release(slot, None)
+        return self.release(slot, os_error(errno.EBADF, f"fd {slot.fd} was closed behind the loop's back"))
 
     # -- registrations, for the layers above ---------------------------------------------------------------------------
 
@@ -417,7 +416,7 @@ cdef class Loop:
         cdef int fd = slot.fd
         cdef uint64_t tag = slot_tag(slot)
         if flags & SLOT_READY:
-            self.unlink_ready(slot)
+            slot_unlink(&self.slots, &self.ready, slot)
         slot_invalidate(&self.slots, slot, self.batch)
         endpoint.slot = NULL
         if flags & SLOT_OWNS_FD:
@@ -442,31 +441,8 @@ cdef class Loop:
     cdef int make_ready(self, Slot *slot, uint16_t events) noexcept:
         """Run this slot in the next turn as if these events had come. The wait of that turn will not block."""
         slot.pending |= events
-        if slot.flags & SLOT_READY:
-            return 0
-        slot.flags |= SLOT_READY
-        slot.next = NO_SLOT
-        slot.previous = self.ready_tail
-        if self.ready_tail != NO_SLOT:
-            slot_at(&self.slots, self.ready_tail).next = slot.index
-        else:
-            self.ready_head = slot.index
-        self.ready_tail = slot.index
-        self.ready_count += 1
-        return 0
-
-    cdef int unlink_ready(self, Slot *slot) noexcept:
-        if slot.previous != NO_SLOT:
-            slot_at(&self.slots, slot.previous).next = slot.next
-        else:
-            self.ready_head = slot.next
-        if slot.next != NO_SLOT:
-            slot_at(&self.slots, slot.next).previous = slot.previous
-        else:
-            self.ready_tail = slot.previous
-        slot.next = slot.previous = NO_SLOT
-        slot.flags &= ~<uint16_t>SLOT_READY
-        self.ready_count -= 1
+        if not slot.flags & SLOT_READY:
+            slot_append(&self.slots, &self.ready, slot)
         return 0
 
     cdef int set_deadline(self, Slot *slot, int64_t due_ns) except -1:
@@ -599,7 +575,7 @@ cdef class Loop:
     cdef int64_t wait_limit(self, int64_t timeout_ns, int64_t now_ns) noexcept:
         """How long the wait may block, given everything that is due later or now."""
         cdef int64_t first_ns = min(timers_first_ns(&self.deadlines), timers_first_ns(&self.calls.queue))
-        if self.ready_count or self.closings or self.calls.waiting():
+        if self.ready.count or self.closings or self.calls.waiting():
             return 0
         if timeout_ns < 0:
             timeout_ns = MAX_WAIT_NS
@@ -707,17 +683,21 @@ cdef class Loop:
             endpoint.on_deadline()
         except Exception as error:
             self.fail(endpoint, error)
+        except BaseException:
+            if endpoint.slot != NULL:       # cut short: it is still due
+                self.set_deadline(endpoint.slot, _sys.ek_now_ns())
+            raise
         return 0
 
     cdef Py_ssize_t run_ready(self) except -1:
         cdef Py_ssize_t made = 0
-        cdef uint32_t left = self.ready_count
+        cdef uint32_t left = self.ready.count
         cdef uint16_t events
         cdef Slot *slot
-        while left > 0 and self.ready_head != NO_SLOT:
+        while left > 0 and self.ready.count > 0:
             left -= 1
-            slot = slot_at(&self.slots, self.ready_head)
-            self.unlink_ready(slot)
+            slot = slot_at(&self.slots, self.ready.head)
+            slot_unlink(&self.slots, &self.ready, slot)
             events = slot.pending
             slot.pending = 0
             made += 1

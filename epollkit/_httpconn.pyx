@@ -159,6 +159,8 @@ cdef class Request:
         cdef HeadField *field
         cdef Py_ssize_t i
         if self.header_list is None:
+            if self.head is None:
+                raise UsageError("a Request is made by the server")
             head_reset(&head)
             parse_head(&head, <const uint8_t *>PyBytes_AS_STRING(self.head), PyBytes_GET_SIZE(self.head), &NO_LIMITS)
             self.header_list = []
@@ -230,6 +232,11 @@ cdef class Response:
     Raises UsageError for anything else.
     """
 
+    def __cinit__(self, *arguments, **options):
+        self.body = self.block = b""
+        self.status = 200
+        self.headers = ()
+
     def __init__(self, body=b"", status=200, headers=()):
         if type(body) is not bytes:
             raise UsageError(f"a body is bytes, not {type(body).__name__}; encode text, read files")
@@ -237,8 +244,6 @@ cdef class Response:
             status = checked_number("status", status, 200, 599)
         self.body = body
         self.status = status
-        self.headers = ()
-        self.block = b""
         if headers:
             self.headers = tuple(headers)
             self.block = serialise_headers(self.headers, &self.close)
@@ -263,6 +268,8 @@ cdef class HttpConnection(Stream):
     # -- input ---------------------------------------------------------------------------------------------------------
 
     cdef int take_open(self) except -1:
+        if self.settings is None:
+            raise UsageError("an HttpConnection comes from epollkit.http.Settings, which is the factory to listen with")
         if self.settings.admit is not None and not self.settings.admit(self.peer_address):
             self.abort()
             return 0
@@ -271,6 +278,8 @@ cdef class HttpConnection(Stream):
     cdef int take_data(self, const char *data, Py_ssize_t length) except -1:
         cdef Partial partial = self.partial
         cdef Py_ssize_t used
+        if self.error:                          # the peer is gone: nobody would read the answers
+            return 0
         if partial is None:
             head_reset(&whole_head)
             used = self.consume(<const uint8_t *>data, length, &whole_head)
@@ -374,7 +383,7 @@ cdef class HttpConnection(Stream):
             return False
         if loop.scratch_used >= FLUSH_AT_BYTES:
             self.flush()
-        return self.slot != NULL and self.output is None
+        return self.slot != NULL and self.output is None and self.error == 0
 
     cdef int settle(self) except -1:
         """After input or output: read on or not, and which deadline counts now."""

@@ -214,6 +214,42 @@ cdef inline int slot_recycle(SlotTable *table, Slot *slot) noexcept nogil:
     return 0
 
 
+cdef struct SlotList:           # the ready list: slots linked by `next` and `previous`, first in, first out
+    uint32_t head
+    uint32_t tail
+    uint32_t count
+
+
+cdef inline int slot_append(SlotTable *table, SlotList *ready, Slot *slot) noexcept nogil:
+    EK_ASSERT(slot.endpoint != NULL and not slot.flags & SLOT_READY)
+    slot.flags |= SLOT_READY
+    slot.next = NO_SLOT
+    slot.previous = ready.tail
+    if ready.tail != NO_SLOT:
+        slot_at(table, ready.tail).next = slot.index
+    else:
+        ready.head = slot.index
+    ready.tail = slot.index
+    ready.count += 1
+    return 0
+
+
+cdef inline int slot_unlink(SlotTable *table, SlotList *ready, Slot *slot) noexcept nogil:
+    EK_ASSERT(slot.flags & SLOT_READY)
+    if slot.previous != NO_SLOT:
+        slot_at(table, slot.previous).next = slot.next
+    else:
+        ready.head = slot.next
+    if slot.next != NO_SLOT:
+        slot_at(table, slot.next).previous = slot.previous
+    else:
+        ready.tail = slot.previous
+    slot.next = slot.previous = NO_SLOT
+    slot.flags &= ~<uint16_t>SLOT_READY
+    ready.count -= 1
+    return 0
+
+
 cdef enum Staleness:
     STALE_CLOSED = 0        # released in this batch, and free now
     STALE_RECYCLED = 1      # released in this batch, and somebody else has the slot

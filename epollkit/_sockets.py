@@ -7,7 +7,7 @@ import socket
 import stat
 from typing import NamedTuple, TypeAlias
 
-Address: TypeAlias = "tuple[str, int] | tuple[str, int, int, int] | str | bytes"
+Address: TypeAlias = tuple[str, int] | tuple[str, int, int, int] | str | bytes
 
 
 class UnixFile(NamedTuple):

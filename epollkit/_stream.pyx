@@ -257,8 +257,8 @@ cdef class Stream(_core.Endpoint):
     cdef int on_deadline(self) except -1:
         cdef Loop loop = <Loop>self.loop_link
         if self.state & STREAM_CLOSING:         # it had its time to read
-            self.abort()
-            return 0
+            _sys.ek_reset_on_close(self.slot.fd)
+            return loop.release(self.slot, TimeoutError("the peer neither read what was sent before close() nor left"))
         self.cork(loop)
         try:
             self.take_deadline()
@@ -304,7 +304,7 @@ cdef class Stream(_core.Endpoint):
     cdef int put(self, const char *data, Py_ssize_t length, bytes owner) except -1:
         """Send these bytes in order with all others. owner: the bytes object they are in, or None to have them copied."""
         cdef Loop loop = <Loop>self.loop_link
-        if self.slot == NULL or length == 0:
+        if self.slot == NULL or length == 0 or self.error:      # error: the reader is about to report it
             return 0
         if self.state & STREAM_CORKED and self.output is None:
             if length <= SCRATCH_PIECE_BYTES and length <= SCRATCH_BYTES - loop.scratch_used:
