@@ -130,7 +130,7 @@ cdef class Calls:
         return len(self.posted) > 0 or len(self.inbox) > 0
 
     cdef Py_ssize_t run(self) except -1:
-        """Inbox, posted calls, due timers: of each what was there at the start, up to its budget. Returns calls made."""
+        """Inbox, posted calls, due timers: of each what was there at the start, up to its budget. Returns how many."""
         cdef Py_ssize_t made = 0
         if self.inbox:
             made += self.run_inbox()
@@ -208,8 +208,8 @@ cdef class Calls:
         return 0
 
 
-# The heap's references are in C memory, where the garbage collector does not look by itself. It must: a timer's function
-# usually refers to the loop, and so to the heap.
+# The heap's references are in C memory, where the garbage collector does not look by itself. It must: a timer's
+# function usually refers to the loop, and so to the heap.
 cdef traverseproc traverse_fields = (<PyTypeObject *>Calls).tp_traverse
 
 

@@ -32,6 +32,7 @@ cdef class Endpoint:
     """One registration, seen from the side of whoever handles it. Registered at most once in its life."""
     cdef Slot *slot                 # NULL unless live: the whole "look-up after an upcall"
     cdef PyObject *loop_link        # the loop, borrowed, from registration to the end of on_closed
+    cdef bint used                  # it had a registration, now or once
 
     # Upcalls, all from the loop's thread. An exception ends the endpoint and is reported; a BaseException leaves run().
     cdef int on_opened(self) except -1                      # the loop accepted or adopted the fd

@@ -26,14 +26,8 @@ from epollkit._timers cimport TimerNode, timers_defer, timers_first_ns, timers_f
 from epollkit._checks import checked_events, checked_number, checked_timeout_ns
 from epollkit.errors import LimitReached, StaleToken, UsageError
 
-IN = _sys.EPOLLIN
-OUT = _sys.EPOLLOUT
-PRI = _sys.EPOLLPRI
-RDHUP = _sys.EPOLLRDHUP
-ERR = _sys.EPOLLERR
-HUP = _sys.EPOLLHUP
-ONESHOT = _sys.EPOLLONESHOT
-EXCLUSIVE = _sys.EPOLLEXCLUSIVE
+IN, OUT, PRI, ERR, HUP = _sys.EPOLLIN, _sys.EPOLLOUT, _sys.EPOLLPRI, _sys.EPOLLERR, _sys.EPOLLHUP
+RDHUP, ONESHOT, EXCLUSIVE = _sys.EPOLLRDHUP, _sys.EPOLLONESHOT, _sys.EPOLLEXCLUSIVE
 
 cdef uint32_t PEER_GONE = _sys.EPOLLRDHUP | _sys.EPOLLHUP
 cdef int64_t GIL_SLICE_NS = 5000000     # a loop that never blocks still lets other threads run, this often
@@ -45,7 +39,7 @@ LoopStats = namedtuple("LoopStats", (
 
 
 def build_info():
-    """Which build runs: `{"build": "release" | "debug"}`. The debug build checks invariants and aborts on a broken one."""
+    """Which build runs: `{"build": "release" | "debug"}`. The debug build aborts when an invariant is broken."""
     return {"build": "debug" if _sys.EPOLLKIT_DEBUG else "release"}
 
 
@@ -115,22 +109,25 @@ cdef class Wakeup(Endpoint):
 # ---------------------------------------------------------------------------------------------------------------------
 # The loop
 #
-# A batch is what one epoll_wait returned: up to 512 statements about the past. By the time the loop comes to the 500th,
-# 499 handlers have run, and any of them may have closed that connection and accepted another, which then has the same fd
-# and the same slot: both are handed out lowest or warmest first. Told by its fd, the event would reach the newcomer.
+# A batch is what one epoll_wait returned: up to 512 statements about the past. By the time the loop comes to the
+# 500th, 499 handlers have run, and any of them may have closed that connection and accepted another, which then has
+# the same fd and the same slot: both are handed out lowest or warmest first. Told by its fd, the event would reach
+# the newcomer.
 #
-# So an event names its registration: slot index and generation, in the 64 bits that the kernel carries for us. dispatch()
-# compares them, drops what is stale and counts it. One bit of generation (nginx's instance) sees the slot's next owner, but
-# not the one after: close A, accept B, B closes, accept C, and C has A's bit. 32 bits see four thousand million of them.
+# So an event names its registration: slot index and generation, in the 64 bits that the kernel carries for us.
+# dispatch() compares them, drops what is stale and counts it. One bit of generation (nginx's instance) sees the
+# slot's next owner, but not the one after: close A, accept B, B closes, accept C, and C has A's bit. 32 bits see four
+# thousand million of them.
 #
-# RDHUP is looked at first, but as a flag, not as a verdict: "the peer has shut down its side" often comes with its last
-# bytes still unread, and whoever closes on it throws a request away. The flag says that what is buffered is all there is.
+# RDHUP is looked at first, but as a flag, not as a verdict: "the peer has shut down its side" often comes with its
+# last bytes still unread, and whoever closes on it throws a request away. The flag says that what is buffered is all
+# there is.
 #
-# A closed fd takes its registration out of the set only when no copy of the description is left: after dup(), fork() or a
-# passed fd the kernel goes on reporting it. Those tags are stale for ever, and dropped as orphans.
+# A closed fd takes its registration out of the set only when no copy of the description is left: after dup(), fork()
+# or a passed fd the kernel goes on reporting it. Those tags are stale for ever, and dropped as orphans.
 #
-# Starvation: everything that could go on for ever has a budget per turn (accepts, bytes read, timers, posted calls), and
-# whoever stops at one is on the ready list, because its edge is spent and the kernel will not repeat it.
+# Starvation: everything that could go on for ever has a budget per turn (accepts, bytes read, timers, posted calls),
+# and whoever stops at one is on the ready list, because its edge is spent and the kernel will not repeat it.
 # ---------------------------------------------------------------------------------------------------------------------
 cdef class Loop:
     """The bare loop: registrations, listeners, timers, turns. `epollkit.Loop` adds streams to it.
@@ -166,7 +163,9 @@ cdef class Loop:
         self.instance_bits = checked_number("instance_bits", instance_bits, 1, 32)
         self.batch_room = checked_number("batch", batch, 1, 65536)
         self.events = <_sys.epoll_event *>malloc(self.batch_room * sizeof(_sys.epoll_event))
-        if self.events == NULL or slots_init(&self.slots, self.max_connections + UNLIMITED_SLOTS, self.instance_bits) < 0:
+        if self.events == NULL:
+            raise MemoryError()
+        if slots_init(&self.slots, self.max_connections + UNLIMITED_SLOTS, self.instance_bits) < 0:
             raise MemoryError()
         self.epoll_fd = _sys.ek_epoll_create()
         if self.epoll_fd < 0:
@@ -221,12 +220,13 @@ cdef class Loop:
     # -- registrations, the raw API ------------------------------------------------------------------------------------
 
     def register(self, fd, events, handler):
-        """Watch any pollable fd: `handler(token, events)` is called with the whole mask of each edge. Returns a `Token`.
+        """Watch any pollable fd: `handler(token, events)` gets the whole mask of each edge. Returns a `Token`.
 
         Args:
             fd: an int or anything with `fileno()`. It stays the caller's: the loop never closes it.
-            events: `IN | OUT | PRI | ONESHOT | EXCLUSIVE`. Edge-triggered always, and RDHUP is added (not with EXCLUSIVE,
-                which forbids it); a listening socket is level-triggered. ERR and HUP come unasked (epoll_ctl(2)).
+            events: `IN | OUT | PRI | ONESHOT | EXCLUSIVE`. Edge-triggered always, and RDHUP is added (not with
+                EXCLUSIVE, which forbids it); a listening socket is level-triggered. ERR and HUP come unasked
+                (epoll_ctl(2)).
             handler: an edge is reported once, so read or write until EAGAIN; a repeated edge must do no harm.
                 One that raises is reported and unregistered.
 
@@ -271,8 +271,8 @@ cdef class Loop:
 
     def modify(self, Token token not None, events):
         """Change what a raw registration is watched for; also re-arms a ONESHOT. An edge that is already there is
-        reported again. Raises StaleToken: the registration is gone; UsageError: it is EXCLUSIVE (epoll_ctl(2) has no MOD
-        for those), or belongs to a stream or listener.
+        reported again. Raises StaleToken: the registration is gone; UsageError: it is EXCLUSIVE (epoll_ctl(2) has no
+        MOD for those), or belongs to a stream or listener.
         """
         cdef Slot *slot
         cdef uint32_t mask
@@ -280,7 +280,7 @@ cdef class Loop:
         mask = checked_events(events)
         slot = self.resolve(token)
         if mask & _sys.EPOLLEXCLUSIVE or slot.flags & SLOT_EXCLUSIVE:
-            raise UsageError("EXCLUSIVE can't be modified or added later (epoll_ctl(2)); unregister, then register again")
+            raise UsageError("EXCLUSIVE can't be modified, or added later (epoll_ctl(2)); unregister, register again")
         self.rewatch(slot, mask | _sys.EPOLLRDHUP | (slot.events & _sys.EPOLLET))
 
     def unregister(self, Token token not None):
@@ -336,8 +336,8 @@ cdef class Loop:
         """Give endpoint a slot for fd, which the kernel has just handed out. It is not watched yet."""
         cdef Slot *slot
         cdef int result
-        if endpoint.loop_link != NULL:
-            raise UsageError(f"{endpoint!r} is in use for another connection; a factory makes a new one each time")
+        if endpoint.used:
+            raise UsageError(f"{endpoint!r} was used for another connection; a factory makes a new one each time")
         slot = slot_of_fd(&self.slots, fd)
         if slot != NULL:
             self.lose(slot)
@@ -348,6 +348,7 @@ cdef class Loop:
             raise MemoryError()
         Py_INCREF(endpoint)
         self.internal += (flags & SLOT_INTERNAL) != 0
+        endpoint.used = True
         endpoint.slot = slot
         endpoint.loop_link = <PyObject *>self
         return slot
@@ -361,7 +362,7 @@ cdef class Loop:
             _sys.ek_epoll_ctl(self.epoll_fd, _sys.EPOLL_CTL_DEL, slot.fd, 0, 0)
             result = _sys.ek_epoll_ctl(self.epoll_fd, _sys.EPOLL_CTL_ADD, slot.fd, events, slot_tag(slot))
         if result == -errno.EPERM:
-            raise UsageError(f"fd {slot.fd} can't be polled: a regular file or directory is always ready (epoll_ctl(2))")
+            raise UsageError(f"fd {slot.fd} can't be polled: files and directories are always ready (epoll_ctl(2))")
         if result == -errno.EBADF:
             raise UsageError(f"fd {slot.fd} is closed")
         if result in (-errno.EINVAL, -errno.ELOOP):
@@ -392,8 +393,9 @@ cdef class Loop:
         return 0
 
     cdef int open_endpoint(self, Endpoint endpoint, uint32_t events, bint early_read) except -1:
-        """First upcall, then the epoll set: who leaves in on_opened, or after an early read, never enters it. The slot was
-        taken before, so that upcalls find everything as it will be. A new entry reports what is there already.
+        """First upcall, then the epoll set: who leaves in on_opened, or after an early read, never enters it. The
+        slot was taken before, so that upcalls find everything as it will be. A new entry reports what is there
+        already.
         """
         try:
             try:
@@ -507,7 +509,7 @@ cdef class Loop:
         function it came from. None: back to the default, an error on the logger "epollkit"."""
         self.check_usable()
         if handler is not None and not callable(handler):
-            raise UsageError(f"an exception handler is called as handler(exception, source); {handler!r} can't be called")
+            raise UsageError(f"an exception handler is called as handler(error, source); {handler!r} can't be called")
         self.calls.exception_handler = handler
 
     cdef int fail(self, Endpoint endpoint, object exception) except -1:
@@ -525,11 +527,11 @@ cdef class Loop:
         """One turn: inbox and posted calls, due timers, the ready list, one wait, its batch. Returns the upcalls made.
 
         Args:
-            timeout: seconds to wait for events at most; None waits, 0 polls. If anything ran before the wait, or is ready to
-                run again, the wait only polls.
+            timeout: seconds to wait for events at most; None waits, 0 polls. If anything ran before the wait, or is
+                ready to run again, the wait only polls.
 
-        A turn that an exception cut short (Ctrl-C in a handler) is taken up again: the next turn delivers the rest of its
-        batch, and nothing else.
+        A turn that an exception cut short (Ctrl-C in a handler) is taken up again: the next turn delivers the rest of
+        its batch, and nothing else.
         """
         cdef int64_t timeout_ns = checked_timeout_ns(timeout)
         self.check_usable()
@@ -644,7 +646,8 @@ cdef class Loop:
         return 0
 
     cdef int deliver_astray(self, Slot *slot, uint32_t events) except -1:
-        """The witness. This registration was made after the batch's wait had returned, so no event in it can be meant for
+        """The witness. This registration was made after the batch's wait had returned, so no event in it can be meant
+        for
         it: the generations compared equal because too few bits of them were compared. With all 32 this is not reached.
         """
         cdef Endpoint endpoint = <Endpoint>slot.endpoint
@@ -726,25 +729,25 @@ cdef class Loop:
         return self.epoll_fd
 
     def stats(self):
-        """Counters since the loop was made, as a named tuple; `live` and `timers` are of now. `live` leaves the loop's own
-        wake-ups out. `wrong_deliveries` and `wrong_kills` are 0 unless instance_bits was lowered."""
+        """Counters since the loop was made, as a named tuple; `live` and `timers` are of now. `live` leaves the
+        loop's own wake-ups out. `wrong_deliveries` and `wrong_kills` are 0 unless instance_bits was lowered."""
         cdef Counters *counters = &self.counters
         return LoopStats(
             counters.batches, counters.events, counters.upcalls + self.calls.made, counters.stale[<int>STALE_CLOSED],
-            counters.stale[<int>STALE_RECYCLED], counters.stale[<int>STALE_ORPHAN], counters.wrong_deliveries, counters.wrong_kills,
-            counters.accepted, counters.closed, counters.lost, self.slots.live - self.internal,
-            self.calls.queue.count, self.slots.retired)
+            counters.stale[<int>STALE_RECYCLED], counters.stale[<int>STALE_ORPHAN],
+            counters.wrong_deliveries, counters.wrong_kills, counters.accepted, counters.closed, counters.lost,
+            self.slots.live - self.internal, self.calls.queue.count, self.slots.retired)
 
     def close(self):
-        """End every registration (raw fds stay open, all others are closed), run what on_close upcalls are due, free the
-        loop's own fds. Closing twice does nothing. UsageError from inside a turn: call `stop()` there."""
+        """End every registration (raw fds stay open, all others are closed), run what on_close upcalls are due, free
+        the loop's own fds. Closing twice does nothing. UsageError from inside a turn: call `stop()` there."""
         cdef uint32_t index
         cdef Slot *slot
         if self.closed:
             return
         self.check_usable()
         if self.turning:
-            raise UsageError("close() can't be called from inside a turn; call stop(), and close() after run() returned")
+            raise UsageError("close() can't be called from inside a turn; call stop(), and close() once run() returned")
         for index in range(self.slots.fresh):
             slot = slot_at(&self.slots, index)
             if slot.endpoint != NULL and not slot.flags & SLOT_INTERNAL:
@@ -780,8 +783,8 @@ cdef class Loop:
         return 0
 
 
-# A slot's reference to its endpoint is in C memory, where the garbage collector does not look by itself. It must: a handler
-# usually refers to its loop.
+# A slot's reference to its endpoint is in C memory, where the garbage collector does not look by itself. It must: a
+# handler usually refers to its loop.
 cdef traverseproc traverse_fields = (<PyTypeObject *>Loop).tp_traverse
 
 

@@ -62,6 +62,7 @@ cdef class HttpConnection(Stream):
     cdef int await_body(self, Request request, bint expects, const uint8_t *data, Py_ssize_t length,
                         Py_ssize_t size) except -1
     cdef Py_ssize_t fill_body(self, const char *data, Py_ssize_t length) except -1
+    cdef int linger(self) except -1
     cdef int may_go_on(self) except -1
     cdef int settle(self) except -1
     cdef int answer(self, Request request) except -1

@@ -24,7 +24,7 @@ from epollkit._http1 cimport (
     valid_field_name,
     valid_field_value,
 )
-from epollkit._stream cimport SCRATCH_BYTES, STREAM_CLOSING, Loop, Stream
+from epollkit._stream cimport READ_ROOM_BYTES, SCRATCH_BYTES, STREAM_CLOSING, STREAM_LINGERS, Loop, Stream
 
 from epollkit._checks import checked_number
 from epollkit.errors import UsageError
@@ -90,7 +90,7 @@ cdef Py_ssize_t length_header(char *out, Py_ssize_t length) noexcept:
 cdef int64_t checked_seconds(str name, object value) except -1:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1e6:
         raise UsageError(f"{name} is a number of seconds above 0, at most a million, not {value!r}")
-    return <int64_t>(<double>value * 1e9)
+    return <int64_t>(<double>value * 1e9) + 1        # 0 would mean without end
 
 
 cdef class Settings:
@@ -205,7 +205,8 @@ cdef bytes serialise_headers(tuple headers, bint *close):
             name, value = header
         except (TypeError, ValueError):
             raise UsageError(f"a header is a pair (name, value) of bytes, not {header!r}") from None
-        if type(name) is not bytes or not valid_field_name(<const uint8_t *>PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name)):
+        if type(name) is not bytes or not valid_field_name(<const uint8_t *>PyBytes_AS_STRING(name),
+                                                           PyBytes_GET_SIZE(name)):
             raise UsageError(f"a header's name is bytes made of token characters (RFC 9110 5.6.2), not {name!r}")
         if type(value) is not bytes or not valid_field_value(<const uint8_t *>PyBytes_AS_STRING(value),
                                                              PyBytes_GET_SIZE(value)):
@@ -227,8 +228,8 @@ cdef class Response:
     """An answer. Names and values are checked here, so no response can be split.
 
     Args:
-        body: bytes. status: 200 to 599. headers: pairs (name, value) of bytes. Content-Length and Date are the server's;
-        `(b"connection", b"close")` closes the connection after this answer.
+        body: bytes. status: 200 to 599. headers: pairs (name, value) of bytes. Content-Length and Date are the
+        server's; `(b"connection", b"close")` closes the connection after this answer.
     Raises UsageError for anything else.
     """
 
@@ -245,7 +246,10 @@ cdef class Response:
         self.body = body
         self.status = status
         if headers:
-            self.headers = tuple(headers)
+            try:
+                self.headers = tuple(headers)
+            except TypeError:
+                raise UsageError(f"headers are pairs (name, value) of bytes, not {headers!r}") from None
             self.block = serialise_headers(self.headers, &self.close)
 
     def __repr__(self):
@@ -290,7 +294,9 @@ cdef class HttpConnection(Stream):
         else:
             used = self.fill_body(data, length)
             if used < length:
-                self.take_data(data + used, length - used)      # once: partial is None now
+                return self.take_data(data + used, length - used)       # once: partial is None now
+        if length == READ_ROOM_BYTES:
+            self.linger()
         return self.settle()
 
     cdef Py_ssize_t consume(self, const uint8_t *data, Py_ssize_t length, Head *head) except -1:
@@ -336,10 +342,19 @@ cdef class HttpConnection(Stream):
 
     cdef int keep(self, const char *data, Py_ssize_t length, const Head *head) except -1:
         """The rest of a read: the beginning of a head, or whole requests that wait until the peer reads its answers."""
-        if length > 0 and self.slot != NULL and not self.state & STREAM_CLOSING:
-            self.partial = Partial.__new__(Partial)
-            self.partial.kept = data[:length]
-            self.partial.head = head[0]
+        if length == 0 or self.slot == NULL:
+            return 0
+        if self.state & STREAM_CLOSING:
+            return self.linger()
+        self.partial = Partial.__new__(Partial)
+        self.partial.kept = data[:length]
+        self.partial.head = head[0]
+        return 0
+
+    cdef int linger(self) except -1:
+        """There is input behind the last request, or there may be: a plain close would reset, and destroy the answer."""
+        if self.slot != NULL and self.state & STREAM_CLOSING:
+            self.state |= STREAM_LINGERS
         return 0
 
     cdef int consume_kept(self) except -1:
@@ -386,7 +401,9 @@ cdef class HttpConnection(Stream):
         return self.slot != NULL and self.output is None and self.error == 0
 
     cdef int settle(self) except -1:
-        """After input or output: read on or not, and which deadline counts now."""
+        """After input or output: send what was gathered; then, read on or not, and which deadline counts now."""
+        if self.slot != NULL:
+            self.flush()
         if self.slot == NULL or self.state & STREAM_CLOSING:
             self.partial = None
             return 0
@@ -403,8 +420,8 @@ cdef class HttpConnection(Stream):
             return self.set_deadline_ns(self.settings.header_timeout_ns)
         return 0
 
-    cdef int take_drain(self) except -1:
-        if self.partial is not None and self.partial.request is None and not self.state & STREAM_CLOSING:
+    cdef int take_sent(self) except -1:
+        if self.output is None and self.partial is not None and self.partial.request is None:
             self.consume_kept()
         return self.settle()
 
@@ -416,7 +433,8 @@ cdef class HttpConnection(Stream):
     cdef int take_deadline(self) except -1:
         if self.output is not None:
             self.abort()
-        elif self.partial is not None:
+            return 0
+        if self.partial is not None:
             return self.refuse(408, "the request did not come in whole in time")
         return self.close_softly(False)
 

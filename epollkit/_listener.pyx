@@ -31,7 +31,7 @@ cdef bint accept_must_rest(int error) noexcept nogil:
 
 
 cdef class Listener(Endpoint):
-    """A listening socket, from `Loop.listen`. Level-triggered, so what the accept budget leaves over is reported again."""
+    """A listening socket, from `Loop.listen`. Level-triggered: what the accept budget leaves over is reported again."""
 
     def __init__(self):
         raise UsageError("a Listener comes from Loop.listen(); it is not made by hand")
@@ -125,7 +125,7 @@ cdef class Listener(Endpoint):
 
 
 def listen(Loop loop not None, opened, factory, *, bint exclusive, bint defer_accept):
-    """Register a `_sockets.ListeningSocket` with a loop and return its `Listener`. The loop owns the fd from here on."""
+    """Register a `_sockets.ListeningSocket` with a loop, which owns the fd from here on. Returns its `Listener`."""
     cdef Listener listener = Listener.__new__(Listener)
     cdef bint is_unix = opened.sock.family == socket.AF_UNIX
     loop.check_usable()

@@ -185,7 +185,7 @@ cdef inline int slot_take(SlotTable *table, int fd, PyObject *endpoint, uint16_t
 
 
 cdef inline int slot_invalidate(SlotTable *table, Slot *slot, uint32_t batch) noexcept nogil:
-    """From here on no event, token, deadline or replay finds this registration. The slot is not yet free to be taken."""
+    """From here on no event, token, deadline or replay finds this registration. The slot can't be taken yet."""
     EK_ASSERT(slot.endpoint != NULL and not slot.flags & SLOT_READY)
     if slot.released_batch != batch:
         slot.released_batch = batch
@@ -266,7 +266,7 @@ cdef inline Staleness slot_staleness(const SlotTable *table, uint64_t tag, uint3
 
 
 cdef inline int slots_forget_batches(SlotTable *table) noexcept nogil:
-    """The 32-bit batch number wrapped: what slots noted about batches means nothing now. O(slots), every 2^32 batches."""
+    """The 32-bit batch number wrapped: what slots noted about batches means nothing now. O(slots), very rare."""
     cdef uint32_t index
     for index in range(table.fresh):
         slot_at(table, index).registered_batch = 0

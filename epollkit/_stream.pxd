@@ -1,7 +1,7 @@
 """Streams: buffered connections on the core. `Stream` is for Python; its `take_*` methods are for protocols in Cython.
 
-What an idle stream costs is its object and its slot: the receive buffer is the loop's, an output queue exists only while
-the socket is full.
+What an idle stream costs is its object and its slot: the receive buffer is the loop's, an output queue exists only
+while the socket is full.
 """
 from libc.stdint cimport int64_t, uint16_t, uint32_t
 
@@ -13,7 +13,7 @@ cdef enum:
     SCRATCH_BYTES = 65536           # what one upcall writes is gathered here and leaves as one send
     SCRATCH_PIECE_BYTES = 16384     # a larger piece is referenced instead of copied
     SEND_PARTS = 64                 # pieces per sendmsg
-    LINGER_BYTES = 1048576          # input that is read and thrown away after the last answer, at most
+    LINGER_READS = 64               # reads that are thrown away after the last answer, at most: 4 MiB
 
 cdef enum StreamState:
     STREAM_CORKED = 1               # inside one of its own upcalls: writes are gathered
@@ -49,13 +49,13 @@ cdef class Stream(_core.Endpoint):
     cdef Output output              # None: everything written has been sent
     cdef int error                  # errno of the socket, read once and kept; 0: none
     cdef uint16_t state             # StreamState
-    cdef uint32_t lingered          # bytes thrown away after the last answer
+    cdef uint16_t lingered          # reads thrown away after the last answer
 
     # For protocols: called inside the cork, so that what they write leaves in one piece. All may close the stream.
     cdef int take_open(self) except -1
     cdef int take_data(self, const char *data, Py_ssize_t length) except -1
     cdef int take_end(self) except -1
-    cdef int take_drain(self) except -1         # the output queue, which had something, is empty
+    cdef int take_sent(self) except -1          # the socket took some of the queue, or all: then `output` is None
     cdef int take_deadline(self) except -1
 
     # For protocols: what they do.
@@ -75,6 +75,7 @@ cdef class Stream(_core.Endpoint):
     cdef int end(self) except -1
     cdef int broken(self, uint32_t events) except -1
     cdef int write_failed(self, int code) except -1
+    cdef int send_queued(self) except -1
     cdef int block(self) except -1
     cdef int unblock(self) except -1
     cdef int finish(self) except -1

@@ -94,17 +94,20 @@ cdef class Stream(_core.Endpoint):
 
     Upcalls, all from the loop's thread; after `on_close` there is none:
         on_open()           connected; the first of all
-        on_data(data)       bytes arrived, in order, at least one. An edge is reported once and the stream reads until there
-                            is nothing left, so the next call may follow at once; one fast peer does not starve the others.
+        on_data(data)       bytes arrived, in order, at least one. An edge is reported once and the stream reads until
+                            there is nothing left, so the next call may follow at once; one fast peer does not starve
+                            the others.
         on_eof()            the peer sent its last byte; this side may go on writing. Default: `close()`.
         on_error(error)     the connection broke (OSError). `on_close(error)` follows.
-        on_close(error)     closed; error is None, or what ended it. Called at the end of the turn, never from inside a call
-                            to `close()` or `abort()`.
+        on_close(error)     closed; error is None, or what ended it. Called at the end of the turn, never from inside
+                            a call to `close()` or `abort()`.
 
-    An exception in an upcall ends this connection, is reported once (`Loop.set_exception_handler`), and reaches on_close.
+    An exception in an upcall ends this connection, is reported once (`Loop.set_exception_handler`), and reaches
+    on_close.
 
-    What one upcall writes leaves as one system call. What the socket does not take is queued, up to `write_limit` bytes;
-    beyond it the peer is taken for one that does not read, and the connection is reset (LimitReached in on_close).
+    What one upcall writes leaves as one system call. What the socket does not take is queued, up to `write_limit`
+    bytes; beyond it the peer is taken for one that does not read, and the connection is reset (LimitReached in
+    on_close).
 
     No method is thread-safe; from another thread use `Loop.call_soon_threadsafe`.
     """
@@ -137,7 +140,7 @@ cdef class Stream(_core.Endpoint):
         self.put(PyBytes_AS_STRING(owner), PyBytes_GET_SIZE(owner), owner)
 
     def close(self):
-        """Send what is queued, then close. Nothing more is delivered. A peer that does not read it within 30 seconds is
+        """Send what is queued, then close. Nothing more is delivered. A peer that reads none of it for 30 seconds is
         reset. Closing twice does nothing."""
         if self.slot != NULL:
             self.owner().check_usable()
@@ -213,7 +216,7 @@ cdef class Stream(_core.Endpoint):
         self.on_eof()
         return 0
 
-    cdef int take_drain(self) except -1:
+    cdef int take_sent(self) except -1:
         return 0
 
     cdef int take_deadline(self) except -1:
@@ -223,8 +226,6 @@ cdef class Stream(_core.Endpoint):
 
     cdef int on_opened(self) except -1:
         cdef Loop loop = <Loop?><object>self.loop_link
-        if self.state:
-            raise UsageError(f"{self!r} was used for another connection; a factory makes a new one each time")
         self.cork(loop)
         try:
             self.take_open()
@@ -244,15 +245,23 @@ cdef class Stream(_core.Endpoint):
             if events & INPUT:
                 self.read(loop, events)
             if events & _sys.EPOLLOUT and self.slot != NULL and self.output is not None:
-                self.state &= ~<uint16_t>STREAM_BLOCKED
-                self.flush()
-                if self.slot != NULL and self.output is None:
-                    self.take_drain()
+                self.send_queued()
         except BaseException:
             self.state &= ~<uint16_t>STREAM_CORKED
             self.spill(loop)
             raise
         return self.uncork(loop)
+
+    cdef int send_queued(self) except -1:
+        """The socket has room again."""
+        cdef Py_ssize_t before = self.output.size
+        self.state &= ~<uint16_t>STREAM_BLOCKED
+        self.flush()
+        if self.slot == NULL or (self.output is not None and self.output.size == before):
+            return 0
+        if self.state & STREAM_CLOSING:
+            return self.set_deadline_ns(CLOSE_TIMEOUT_NS)       # counts from the last progress
+        return self.take_sent()
 
     cdef int on_deadline(self) except -1:
         cdef Loop loop = <Loop>self.loop_link
@@ -302,7 +311,8 @@ cdef class Stream(_core.Endpoint):
         return 0
 
     cdef int put(self, const char *data, Py_ssize_t length, bytes owner) except -1:
-        """Send these bytes in order with all others. owner: the bytes object they are in, or None to have them copied."""
+        """Send these bytes in order with all others. owner: the bytes object they are in, or None to have them
+        copied."""
         cdef Loop loop = <Loop>self.loop_link
         if self.slot == NULL or length == 0 or self.error:      # error: the reader is about to report it
             return 0
@@ -376,8 +386,8 @@ cdef class Stream(_core.Endpoint):
         return 0
 
     cdef int write_failed(self, int code) except -1:
-        """The peer is gone, and this call has consumed the pending error: keep it. Bytes that came before are still to be
-        read, so the verdict is the reader's, who reports this error at their end.
+        """The peer is gone, and this call has consumed the pending error: keep it. Bytes that came before are still
+        to be read, so the verdict is the reader's, who reports this error at their end.
         """
         cdef Loop loop = <Loop>self.loop_link
         self.output = None
@@ -424,8 +434,8 @@ cdef class Stream(_core.Endpoint):
         return self.broken(_sys.EPOLLERR)
 
     cdef int end(self) except -1:
-        """recv said 0. After an error that only means that somebody has read the error already: a truncated stream must not
-        pass for a complete one."""
+        """recv said 0. After an error that only means that somebody has read the error already: a truncated stream
+        must not pass for a complete one."""
         if self.error:
             return self.broken(_sys.EPOLLERR)
         self.state |= STREAM_ENDED
@@ -459,13 +469,15 @@ cdef class Stream(_core.Endpoint):
     # -- closing -------------------------------------------------------------------------------------------------------
 
     cdef int set_deadline_ns(self, int64_t duration_ns) except -1:
-        """`take_deadline` once that long has passed, by the cheap clock: up to two ticks late, never early; 0 disarms."""
+        """`take_deadline` once that long has passed, by the cheap clock: up to two ticks late, never early; 0
+        disarms."""
         cdef Loop loop = <Loop>self.loop_link
         return loop.set_deadline(self.slot, _sys.ek_tick_ns() + _sys.EK_TICK_NS + duration_ns if duration_ns else 0)
 
     cdef int close_softly(self, bint linger) except -1:
-        """linger: input may still be on its way, and closing over it would reset the connection and destroy the answer."""
-        if self.state & STREAM_CLOSING:
+        """linger: input may still be on its way, and closing over it would reset the connection and destroy the
+        answer."""
+        if self.slot == NULL or self.state & STREAM_CLOSING:
             return 0
         self.state |= STREAM_CLOSING | (STREAM_LINGERS if linger else 0)
         self.set_deadline_ns(CLOSE_TIMEOUT_NS)
@@ -492,6 +504,6 @@ cdef class Stream(_core.Endpoint):
             count = _sys.ek_recv(self.slot.fd, loop.input, READ_ROOM_BYTES)
             if count == -errno.EAGAIN:
                 return 0
-            if count <= 0 or self.lingered > LINGER_BYTES:
+            if count <= 0 or self.lingered == LINGER_READS:
                 return loop.release(self.slot, None)
-            self.lingered += <uint32_t>count
+            self.lingered += 1

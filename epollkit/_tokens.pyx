@@ -22,7 +22,9 @@ cdef class Token:
     @property
     def live(self):
         """Whether the registration still stands."""
-        return self.anchor is not None and self.anchor.slots != NULL and slot_named(self.anchor.slots, self.index, self.generation) != NULL
+        if self.anchor is None or self.anchor.slots == NULL:
+            return False
+        return slot_named(self.anchor.slots, self.index, self.generation) != NULL
 
     def __eq__(self, other):
         cdef Token token

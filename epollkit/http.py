@@ -43,16 +43,19 @@ def serve(app: Application, host: str = "127.0.0.1", port: int = 8000, *, uds: s
         host, port: where to listen; port 0 lets the kernel choose. uds: a unix socket's path instead.
         max_connections: beyond it accepting pauses.
         on_listening: called with the `Listener` once clients can connect.
-        settings: `limit_request_line` (8190 bytes), `limit_request_fields` (100), `limit_request_field_size` (8190 bytes),
-            `limit_request_body` (1 MiB at most), `timeout_header` (10 s for a whole head), `timeout_body` (30 s between two
-            reads), `timeout_write` (30 s without progress), `timeout_keep_alive` (75 s between two requests), `admit`
-            (called with the peer's address before anything is read; a false answer resets the connection).
+        settings: `limit_request_line` (8190 bytes), `limit_request_fields` (100), `limit_request_field_size` (8190
+            bytes), `limit_request_body` (1 MiB at most), `timeout_header` (10 s for a whole head), `timeout_body` (30
+            s between two reads), `timeout_write` (30 s without progress), `timeout_keep_alive` (75 s between two
+            requests), `admit` (called with the peer's address before anything is read; a false answer resets the
+            connection).
 
-    Raises OSError or UsageError with one sentence: the address is in use, not permitted, does not exist; a wrong setting.
+    Raises OSError or UsageError with one sentence: the address is in use, not permitted, does not exist; a wrong
+    setting.
     """
     address: _sockets.Address = (host, port) if uds is None else uds
     with Loop(max_connections=max_connections) as loop:
-        listener = listen(loop, address, app, backlog=backlog, reuse_port=reuse_port, defer_accept=defer_accept, **settings)
+        listener = listen(loop, address, app, backlog=backlog, reuse_port=reuse_port, defer_accept=defer_accept,
+                          **settings)
         if threading.current_thread() is threading.main_thread():
             loop.add_signal_handler(signal.SIGTERM, loop.stop)
             loop.add_signal_handler(signal.SIGINT, loop.stop)

@@ -1,4 +1,5 @@
-"""What every test starts from and ends with: the installed package, the build that was asked for, and nothing left alive."""
+"""What every test starts from and ends with: the installed package, the build that was asked for, and nothing left
+alive."""
 from __future__ import annotations
 
 import gc

@@ -21,12 +21,14 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 fine, 1 it could not run or failed, 2 wrong usage, 130 Ctrl-C before there was anything to end."""
-    options = parser().parse_args(arguments)
+    command = "epollkit"
     try:
+        options = parser().parse_args(arguments)
+        command = f"epollkit {options.command}"
         return int(options.run(options))
     except (epollkit.EpollkitError, OSError) as error:
         # OSError's own str() starts with [Errno N]; the sentence is its strerror
-        print(f"epollkit {options.command}: {getattr(error, 'strerror', None) or error}", file=sys.stderr)
+        print(f"{command}: {getattr(error, 'strerror', None) or error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

@@ -28,7 +28,8 @@ def load(name: str, app_dir: str) -> Callable[[Request], Response]:
     except ModuleNotFoundError as error:
         missing = error.name or module_name
         if module_name == missing or module_name.startswith(missing + "."):
-            raise UsageError(f"there is no module {missing!r} in {os.path.abspath(app_dir)} or on the Python path") from None
+            raise UsageError(f"there is no module {missing!r} in {os.path.abspath(app_dir)} "
+                             "or on the Python path") from None
         raise UsageError(f"{module_name!r} can't be imported: it imports {missing!r}, which is not installed") from None
     except Exception as error:
         raise UsageError(f"{module_name!r} can't be imported: {type(error).__name__}: {error}") from error
@@ -59,6 +60,13 @@ def default(option: str, fallback: Any) -> Any:
     return os.environ.get("EPOLLKIT_" + option.upper().replace("-", "_"), fallback)
 
 
+def default_switch(option: str) -> bool:
+    text = str(default(option, "no")).lower()
+    if text not in ("1", "true", "yes", "on", "0", "false", "no", "off"):
+        raise UsageError(f"EPOLLKIT_{option.upper().replace('-', '_')} is yes or no, not {text!r}")
+    return text in ("1", "true", "yes", "on")
+
+
 def add(commands: Any) -> None:
     parser: argparse.ArgumentParser = commands.add_parser(
         "serve", help="serve an application over HTTP/1.1", formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -85,9 +93,12 @@ def add(commands: Any) -> None:
     option("timeout-body", seconds, "30s", "between two reads of a body")
     option("timeout-write", seconds, "30s", "without progress of an answer")
     option("timeout-keep-alive", seconds, "75s", "between two requests")
-    parser.add_argument("--reuse-port", action="store_true", help="share the port with other processes (SO_REUSEPORT)")
-    parser.add_argument("--defer-accept", action="store_true",
-                        help="take a connection only once its first bytes are there (TCP_DEFER_ACCEPT)")
+
+    def switch(name: str, text: str) -> None:
+        parser.add_argument("--" + name, action=argparse.BooleanOptionalAction, default=default_switch(name), help=text)
+
+    switch("reuse-port", "share the port with other processes (SO_REUSEPORT)")
+    switch("defer-accept", "take a connection only once its first bytes are there (TCP_DEFER_ACCEPT)")
     parser.set_defaults(run=run)
 
 
