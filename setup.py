@@ -47,7 +47,6 @@ setup(
         extensions,
         build_dir=f"build/{FLAVOUR}/cython",     # the two builds never share an object file
         compiler_directives=DIRECTIVES,
-        nthreads=int(os.environ.get("EPOLLKIT_JOBS", "0")),
     ),
     options={
         "build": {"build_base": f"build/{FLAVOUR}"},

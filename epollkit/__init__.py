@@ -1,6 +1,6 @@
 """epollkit: a raw, edge-triggered epoll server toolkit in which a stale event can never reach the wrong connection."""
 try:
-    from epollkit._core import ERR, EXCLUSIVE, HUP, IN, ONESHOT, OUT, PRI, RDHUP, LoopStats, build_info
+    from epollkit._core import build_info
 except ImportError as _error:
     if not (_error.name or "").startswith("epollkit."):
         raise
@@ -12,7 +12,9 @@ from epollkit._listener import Listener
 from epollkit._stream import Stream
 from epollkit._tokens import Token
 from epollkit.errors import EpollkitError, LimitReached, PeerError, StaleToken, UsageError
+from epollkit.events import ERR, EXCLUSIVE, HUP, IN, ONESHOT, OUT, PRI, RDHUP
 from epollkit.loop import Loop
+from epollkit.stats import LoopStats
 
 __version__ = "0.1.0"
 

@@ -2,13 +2,12 @@
 from __future__ import annotations
 
 import math
-import select
 
 from epollkit.errors import UsageError
+from epollkit.events import ERR, EXCLUSIVE, HUP, IN, ONESHOT, OUT, PRI, RDHUP
 
-_EXCLUSIVE = select.EPOLLEXCLUSIVE
-_WITH_EXCLUSIVE = select.EPOLLIN | select.EPOLLOUT | select.EPOLLERR | select.EPOLLHUP | _EXCLUSIVE     # epoll_ctl(2)
-_EVENTS = _WITH_EXCLUSIVE | select.EPOLLPRI | select.EPOLLRDHUP | select.EPOLLONESHOT
+_WITH_EXCLUSIVE = IN | OUT | ERR | HUP | EXCLUSIVE      # epoll_ctl(2)
+_EVENTS = _WITH_EXCLUSIVE | PRI | RDHUP | ONESHOT
 
 
 def checked_events(events: object) -> int:
@@ -17,7 +16,7 @@ def checked_events(events: object) -> int:
         raise UsageError(f"events is a mask like IN | OUT, not {events!r}")
     if events <= 0 or events & ~_EVENTS:
         raise UsageError(f"events {events:#x} is not made of IN, OUT, PRI, RDHUP, ERR, HUP, ONESHOT and EXCLUSIVE")
-    if events & _EXCLUSIVE and events & ~_WITH_EXCLUSIVE:
+    if events & EXCLUSIVE and events & ~_WITH_EXCLUSIVE:
         raise UsageError("EXCLUSIVE goes with IN and OUT only, not with RDHUP, PRI or ONESHOT (epoll_ctl(2))")
     return events
 

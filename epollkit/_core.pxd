@@ -100,6 +100,7 @@ cdef class Loop:
     cdef Slot *resolve(self, Token token) except NULL
     cdef int claim(self, int fd) except -1
     cdef int lose(self, Slot *slot) except -1
+    cdef int enter(self) except -1
     cdef Py_ssize_t turn_once(self, int64_t timeout_ns) except -1
     cdef int64_t wait_limit(self, int64_t timeout_ns, int64_t now_ns) noexcept
     cdef int wait(self, int64_t timeout_ns) except -1

@@ -1,20 +1,12 @@
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol, TypeAlias, TypedDict
+from typing import Any, Protocol, TypeAlias, TypedDict
 
 from typing_extensions import Self, disjoint_base
 
 from epollkit._calls import Timer
 from epollkit._tokens import Token
-
-IN: int
-OUT: int
-PRI: int
-RDHUP: int
-ERR: int
-HUP: int
-ONESHOT: int
-EXCLUSIVE: int
+from epollkit.stats import LoopStats
 
 class _HasFileno(Protocol):
     def fileno(self) -> int: ...
@@ -25,22 +17,6 @@ class _BuildInfo(TypedDict):
     build: str
 
 def build_info() -> _BuildInfo: ...
-
-class LoopStats(NamedTuple):
-    batches: int
-    events: int
-    upcalls: int
-    stale_closed: int
-    stale_recycled: int
-    stale_orphan: int
-    wrong_deliveries: int
-    wrong_kills: int
-    accepted: int
-    closed: int
-    lost: int
-    live: int
-    timers: int
-    retired: int
 
 @disjoint_base
 class Endpoint:

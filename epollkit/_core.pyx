@@ -1,6 +1,6 @@
 """The bare loop: registrations, dispatch, deadlines, turns. Read `_slots.pxd` first; it is the promise."""
 import warnings
-from collections import deque, namedtuple
+from collections import deque
 
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.object cimport PyObject, PyTypeObject, traverseproc, visitproc
@@ -25,17 +25,11 @@ from epollkit._timers cimport TimerNode, timers_defer, timers_first_ns, timers_f
 
 from epollkit._checks import checked_events, checked_number, checked_timeout_ns
 from epollkit.errors import LimitReached, StaleToken, UsageError
-
-IN, OUT, PRI, ERR, HUP = _sys.EPOLLIN, _sys.EPOLLOUT, _sys.EPOLLPRI, _sys.EPOLLERR, _sys.EPOLLHUP
-RDHUP, ONESHOT, EXCLUSIVE = _sys.EPOLLRDHUP, _sys.EPOLLONESHOT, _sys.EPOLLEXCLUSIVE
+from epollkit.stats import LoopStats
 
 cdef uint32_t PEER_GONE = _sys.EPOLLRDHUP | _sys.EPOLLHUP
 cdef int64_t GIL_SLICE_NS = 5000000     # a loop that never blocks still lets other threads run, this often
 cdef int64_t MAX_WAIT_NS = 3600000000000    # an hour: a wait nobody asked to end is still looked at now and then
-
-LoopStats = namedtuple("LoopStats", (
-    "batches", "events", "upcalls", "stale_closed", "stale_recycled", "stale_orphan", "wrong_deliveries", "wrong_kills",
-    "accepted", "closed", "lost", "live", "timers", "retired"))
 
 
 def build_info():
@@ -534,10 +528,7 @@ cdef class Loop:
         its batch, and nothing else.
         """
         cdef int64_t timeout_ns = checked_timeout_ns(timeout)
-        self.check_usable()
-        if self.turning:
-            raise UsageError("turn() and run() can't be called from inside a turn; use call_soon()")
-        self.turning = True
+        self.enter()
         try:
             return self.turn_once(timeout_ns)
         finally:
@@ -545,10 +536,7 @@ cdef class Loop:
 
     def run(self):
         """Turn until `stop()` is called."""
-        self.check_usable()
-        if self.turning:
-            raise UsageError("turn() and run() can't be called from inside a turn; use call_soon()")
-        self.turning = True
+        self.enter()
         try:
             while not self.stopping:
                 self.turn_once(-1)
@@ -560,6 +548,13 @@ cdef class Loop:
         `call_soon_threadsafe(loop.stop)`."""
         self.check_usable()
         self.stopping = True
+
+    cdef int enter(self) except -1:
+        self.check_usable()
+        if self.turning:
+            raise UsageError("turn() and run() can't be called from inside a turn; use call_soon()")
+        self.turning = True
+        return 0
 
     cdef Py_ssize_t turn_once(self, int64_t timeout_ns) except -1:
         cdef Py_ssize_t made = 0
@@ -729,8 +724,7 @@ cdef class Loop:
         return self.epoll_fd
 
     def stats(self):
-        """Counters since the loop was made, as a named tuple; `live` and `timers` are of now. `live` leaves the
-        loop's own wake-ups out. `wrong_deliveries` and `wrong_kills` are 0 unless instance_bits was lowered."""
+        """What the loop counts, as a named tuple: see `LoopStats`."""
         cdef Counters *counters = &self.counters
         return LoopStats(
             counters.batches, counters.events, counters.upcalls + self.calls.made, counters.stale[<int>STALE_CLOSED],

@@ -341,7 +341,7 @@ cdef class HttpConnection(Stream):
         return result
 
     cdef int keep(self, const char *data, Py_ssize_t length, const Head *head) except -1:
-        """The rest of a read: the beginning of a head, or whole requests that wait until the peer reads its answers."""
+        """The rest of a read: the start of a head, or whole requests that wait until the peer reads its answers."""
         if length == 0 or self.slot == NULL:
             return 0
         if self.state & STREAM_CLOSING:

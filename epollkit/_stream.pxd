@@ -35,7 +35,7 @@ cdef class Output:
     cdef Py_ssize_t limit
 
     cdef int append(self, bytes data) except -1
-    cdef int send(self, int fd, ssize_t *sent) except -1
+    cdef int send_some(self, int fd, ssize_t *sent) except -1
     cdef int drop_sent(self, Py_ssize_t count) except -1
 
 

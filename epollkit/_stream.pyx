@@ -54,7 +54,7 @@ cdef class Output:
         self.size += PyBytes_GET_SIZE(data)
         return 0
 
-    cdef int send(self, int fd, ssize_t *sent) except -1:
+    cdef int send_some(self, int fd, ssize_t *sent) except -1:
         """One sendmsg of what is queued; sent: bytes taken by the socket, or -errno."""
         cdef _sys.iovec vector[SEND_PARTS]
         cdef Py_ssize_t count = min(<Py_ssize_t>len(self.parts) - self.first, <Py_ssize_t>SEND_PARTS)
@@ -357,7 +357,7 @@ cdef class Stream(_core.Endpoint):
             self.block()
             return self.queue(PyBytes_FromStringAndSize(loop.scratch + sent, offered - sent))
         while self.output is not None and not self.state & STREAM_BLOCKED:
-            self.output.send(self.slot.fd, &sent)
+            self.output.send_some(self.slot.fd, &sent)
             if sent == -errno.EAGAIN:
                 return self.block()
             if sent < 0:

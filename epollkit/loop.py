@@ -8,10 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 from epollkit import _sockets
-from epollkit._core import IN
 from epollkit._listener import Listener, listen
 from epollkit._stream import Loop as StreamLoop
 from epollkit.errors import UsageError
+from epollkit.events import IN
 
 
 def _in_main_thread() -> bool:

@@ -126,7 +126,7 @@ class NaiveServer:
         self.watched: dict[int, Callable[[], None]] = {}    # other descriptors: the runner's commands
         self.stopping = False
         self.batch = 0
-        self.accepted = self.stale_events = self.wrong_deliveries = self.wrong_kills = 0
+        self.accepted = self.events = self.stale_events = self.wrong_deliveries = self.wrong_kills = 0
 
     def listen(self, address: tuple[str, int], backlog: int = 2048) -> int:
         """Listen on one more address; returns the port."""
@@ -146,7 +146,7 @@ class NaiveServer:
         self.epoll.register(fd, select.EPOLLIN)
 
     def run(self, tick: Callable[[], None], tick_seconds: float) -> None:
-        """Serve until `stopping` is set. tick is called every tick_seconds."""
+        """Serve until `stop()`. tick is called every tick_seconds."""
         due = time.monotonic() + tick_seconds
         while not self.stopping:
             self.turn(max(0.0, due - time.monotonic()))
@@ -154,10 +154,15 @@ class NaiveServer:
                 due = time.monotonic() + tick_seconds
                 tick()
 
+    def stop(self) -> None:
+        """Leave `run()` after this batch."""
+        self.stopping = True
+
     def turn(self, timeout_seconds: float) -> None:
         """One batch."""
         events = self.epoll.poll(timeout_seconds, BATCH)
         self.batch += 1
+        self.events += len(events)
         for fd, mask in events:
             if fd in self.listeners:
                 self.accept(self.listeners[fd])

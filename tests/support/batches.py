@@ -243,13 +243,28 @@ class Stage(contextlib.ExitStack):
             end.setblocking(False)
         return Pair(near, far)
 
+    def watch(self, loop: epollkit.Loop, fd: Any, events: int, handler: Callable[..., object]) -> epollkit.Token:
+        """`Loop.register`, undone at the end if the test has not done so."""
+        token = loop.register(fd, events, handler)
+        self.callback(lambda: token.live and loop.unregister(token))
+        return token
+
+    def listen(self, loop: epollkit.Loop, factory: Callable[[], Any], address: Any = LOCAL, **options: Any) -> Any:
+        """`Loop.listen`; listener and streams are gone at the end."""
+        def make() -> Any:
+            stream = factory()
+            self.callback(stream.abort)
+            return stream
+        return self.own(loop.listen(address, make, **options))
+
     def stream(self, loop: epollkit.Loop, stream: Any) -> Any:
-        """Accept a connection for this stream; returns its client. The listener is gone again."""
-        listener = loop.listen(LOCAL, lambda: stream)
+        """Have a connection accepted for this stream; returns its client. The listener is gone again."""
+        listener = self.listen(loop, lambda: stream)
         client = self.connect(listener)
         settle(loop)
         listener.close()
         settle(loop)
+        assert stream.token.live
         return client
 
     def fill_fd_holes(self, above: int) -> None:

@@ -1,0 +1,165 @@
+"""The tree polices itself: layers, sizes, system calls, names. Exceptions are listed here, each with its reason."""
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "epollkit"
+
+# What each module may import or cimport, besides the leaves and itself: only what stands before it.
+LAYERS = [
+    ("leaf", ["_sys", "_timers", "_slots", "errors", "events", "stats", "_checks", "_sockets"]),
+    ("below the core", ["_tokens", "_calls"]),
+    ("core", ["_core"]),
+    ("listening", ["_listener"]),
+    ("stream", ["_stream"]),
+    ("loop", ["loop", "__init__"]),
+    ("codec", ["_http1"]),
+    ("http", ["_httpconn", "http"]),
+    ("demo", ["demo"]),
+    ("cli", ["cli"]),
+]
+RANK = {module: rank for rank, (_, modules) in enumerate(LAYERS) for module in modules}
+DEBUG_ONLY = {"_debug"}     # looks into everything, and nothing but tests looks at it
+CODEC_KNOWS = {"_http1", "errors", "_checks"}
+
+MOST_LINES = 800
+LONGEST_FUNCTION = 70
+
+
+def sources(*patterns: str) -> list[Path]:
+    return sorted(path for pattern in patterns for path in PACKAGE.rglob(pattern))
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return parts[0]
+
+
+def imported(text: str) -> set[str]:
+    """Modules of epollkit that a source names in import and cimport lines."""
+    found = set(re.findall(r"^\s*(?:from|c?import)\s+epollkit\.(\w+)", text, re.MULTILINE))
+    for names in re.findall(r"^\s*from\s+epollkit\s+c?import\s+(.+)$", text, re.MULTILINE):
+        for name in re.findall(r"\w+", names):
+            found.add(name if (PACKAGE / f"{name}.py").exists() or (PACKAGE / f"{name}.pxd").exists() else "__init__")
+    if re.search(r"^\s*import\s+epollkit\s*$", text, re.MULTILINE):
+        found.add("__init__")
+    return found
+
+
+@pytest.mark.parametrize("path", sources("*.py", "*.pyx", "*.pxd"), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_arrows_point_down_only(path: Path):
+    module = module_of(path)
+    if module in DEBUG_ONLY:
+        return
+    assert module in RANK, f"{module} has no layer; give it one in {Path(__file__).name}"
+    for other in imported(path.read_text()) - {module}:
+        assert other in RANK, f"{module} imports {other}, which has no layer"
+        assert RANK[other] <= RANK[module], f"{module} is below {other} and may not import it"
+
+
+def test_the_codec_knows_no_socket_and_no_loop():
+    for path in (PACKAGE / "_http1.pyx", PACKAGE / "_http1.pxd"):
+        assert imported(path.read_text()) <= CODEC_KNOWS
+
+
+def test_only_the_leaf_names_a_system_call():
+    """Whoever writes epoll_ctl( or recv( outside of _sys.h takes a path that the fake kernel can't replace."""
+    call = re.compile(r"(?<![\w.])(epoll_(?:create1?|ctl|wait|pwait2?)|accept4?|recv(?:msg)?|send(?:msg|to)?|eventfd|"
+                      r"getsockopt|setsockopt|shutdown|clock_gettime)\s*\(")
+    for path in sources("*.pyx", "*.pxd"):
+        code = re.sub(r'""".*?"""|#[^\n]*|"[^"\n]*"', "", path.read_text(), flags=re.DOTALL)
+        assert not call.search(code), f"{path.name}: {call.search(code)}"
+
+
+def test_no_room_is_too_large():
+    for path in sources("*.py", "*.pyx", "*.pxd"):
+        lines = path.read_text().count("\n")
+        assert lines <= MOST_LINES, f"{path.name} has {lines} lines: that is two rooms"
+
+
+def function_lengths(path: Path) -> dict[str, int]:
+    if path.suffix == ".py":
+        return {node.name: (node.end_lineno or 0) - node.lineno + 1 for node in ast.walk(ast.parse(path.read_text()))
+                if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))}
+    lengths: dict[str, int] = {}
+    name, indent, start, last = "", -1, 0, 0
+    for number, line in enumerate([*path.read_text().splitlines(), "end"], 1):
+        if not line.strip():
+            continue
+        depth = len(line) - len(line.lstrip())
+        if name and depth <= indent and not line.lstrip().startswith((")", "#")):
+            lengths[f"{name}:{start}"] = last - start + 1
+            name = ""
+        match = re.match(r"\s*(?:cdef|cpdef|def)\s(?!class\b)[^=]*?(\w+)\(.*", line)
+        if match and not name and (":" in line or line.rstrip().endswith(",")):
+            name, indent, start = match.group(1), depth, number
+        last = number
+    return lengths
+
+
+def test_no_function_is_too_long():
+    for path in sources("*.py", "*.pyx", "*.pxd"):
+        for name, length in function_lengths(path).items():
+            assert length <= LONGEST_FUNCTION, f"{path.name}: {name} has {length} lines"
+
+
+def test_compiler_directives_come_from_setup_only():
+    """One in a file's header would beat the debug build's."""
+    for path in sources("*.pyx", "*.pxd"):
+        assert not re.search(r"^#\s*cython\s*:", path.read_text(), re.MULTILINE), path.name
+        assert "@cython.boundscheck" not in path.read_text(), path.name
+
+
+def test_there_are_three_kinds_of_c_function():
+    """noexcept; int (or a pointer) except; returning an object. Cython's own default for the rest hides errors."""
+    plain = re.compile(r"^\s*cdef\s+(?:inline\s+)?(?:int|bint|void|size_t|ssize_t|Py_ssize_t|u?int\d+_t)"
+                       r"\s+\w+\(.*\)\s*:?\s*$")
+    allowed = {"waiting"}       # a bint of a Python expression that can't fail
+    for path in sources("*.pyx", "*.pxd"):
+        for line in path.read_text().splitlines():
+            if plain.match(line) and not any(f" {name}(" in line for name in allowed):
+                pytest.fail(f"{path.name}: {line.strip()} is neither noexcept nor except")
+
+
+def test_setup_is_short_and_has_one_switch():
+    text = (ROOT / "setup.py").read_text()
+    assert text.count("\n") < 100
+    assert set(re.findall(r"EPOLLKIT_\w+", text)) == {"EPOLLKIT_DEBUG"}
+
+
+def test_runtime_dependencies_are_psutil_and_rich():
+    text = (ROOT / "pyproject.toml").read_text()
+    found = re.search(r"^dependencies = \[(.*?)\]", text, re.MULTILINE | re.DOTALL)
+    assert found
+    assert sorted(re.findall(r'"(\w+)', found.group(1))) == ["psutil", "rich"]
+
+
+def test_what_users_compile_against_is_installed():
+    import epollkit
+    where = Path(epollkit.__file__).parent
+    for path in [*sources("*.pxd", "*.pyi", "*.h"), PACKAGE / "py.typed"]:
+        assert (where / path.relative_to(PACKAGE)).is_file(), f"{path.name} is not installed"
+
+
+def test_readme_says_the_two_commands_that_ci_and_a_newcomer_run():
+    readme = (ROOT / "README.md").read_text()
+    test_command = "python3 -m venv .venv && .venv/bin/pip install tox && .venv/bin/tox"
+    assert "python3 -m venv .venv && .venv/bin/pip install . && .venv/bin/epollkit demo" in readme
+    assert test_command in readme
+    assert test_command in (ROOT / ".ci" / "run").read_text()
+
+
+def test_tests_do_not_sleep():
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        code = re.sub(r'"[^"\n]*"|#[^\n]*', "", path.read_text())
+        assert not re.search(r"\bsleep\s*\(", code), f"{path.name} sleeps"
+
+
+def test_scripts_are_valid():
+    subprocess.run(["bash", "-n", str(ROOT / ".ci" / "run")], check=True)
