@@ -30,7 +30,10 @@ cdef class Calls:
     cdef object inbox               # deque of (function, arguments): call_soon_threadsafe
     cdef object exception_handler
     cdef uint64_t made              # calls made
+    cdef int64_t running_ns         # while timers run: what is armed now is due at that time at the earliest; else 0
+    cdef unsigned long thread
 
+    cdef int check_thread(self) except -1
     cdef Timer make(self, object function, tuple arguments)
     cdef Timer post(self, object function, tuple arguments)
     cdef Timer schedule(self, int64_t due_ns, object function, tuple arguments)

@@ -1,9 +1,9 @@
 """Calls that are due: `Timer`, and `Calls`, the queues they wait in."""
 import logging
 from collections import deque
-from math import isnan
 
 from cpython.object cimport PyObject, PyTypeObject, traverseproc, visitproc
+from cpython.pythread cimport PyThread_get_thread_ident
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int64_t, uint32_t
 
@@ -25,7 +25,7 @@ cdef double LONGEST_DELAY_SECONDS = 1e9     # 31 years: keeps nanoseconds within
 
 cdef int64_t delay_ns(object seconds) except -1:
     """Seconds from the user as nanoseconds; UsageError for what is not a length of time."""
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or isnan(seconds) or seconds < 0:
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or seconds != seconds or seconds < 0:
         raise UsageError(f"a delay is a number of seconds, 0 or more, not {seconds!r}")
     return <int64_t>(<double>min(seconds, LONGEST_DELAY_SECONDS) * 1e9 + 0.999999)      # up: never early
 
@@ -43,7 +43,9 @@ cdef class Timer:
 
     def cancel(self):
         """It will not run. Cancelling twice, or after it ran, does nothing."""
-        self.forget()
+        if self.function is not None:
+            self.calls.check_thread()
+            self.forget()
 
     def reset(self, seconds):
         """Put off, or bring forward: due that many seconds from now. UsageError once it ran or was cancelled."""
@@ -52,6 +54,7 @@ cdef class Timer:
             raise UsageError("this timer has run or was cancelled; make a new one with call_later()")
         if self.posted:
             raise UsageError("call_soon() has no time to reset; use call_later()")
+        self.calls.check_thread()
         timers_set(&self.calls.queue, &self.node, _sys.ek_now_ns() + delay)     # it is queued, so there is room
 
     cdef int forget(self) except -1:
@@ -83,9 +86,15 @@ cdef class Calls:
     def __cinit__(self):
         self.posted = deque()
         self.inbox = deque()
+        self.thread = PyThread_get_thread_ident()
 
     def __dealloc__(self):
         timers_free(&self.queue)
+
+    cdef int check_thread(self) except -1:
+        if PyThread_get_thread_ident() != self.thread:
+            raise UsageError("a timer belongs to its loop's thread; use call_soon_threadsafe(timer.cancel)")
+        return 0
 
     cdef Timer make(self, object function, tuple arguments):
         cdef Timer timer
@@ -107,11 +116,12 @@ cdef class Calls:
         return timer
 
     cdef Timer schedule(self, int64_t due_ns, object function, tuple arguments):
-        """To be called once CLOCK_MONOTONIC has reached due_ns."""
+        """To be called once CLOCK_MONOTONIC has reached due_ns; not in the run that is under way, or a timer that goes
+        on arming itself for a time in the past would be first in the heap for ever."""
         cdef Timer timer = self.make(function, arguments)
         if self.queue.count >= TIMER_LIMIT:
             raise LimitReached(f"{TIMER_LIMIT} timers wait already; cancel what is no longer needed")
-        if timers_set(&self.queue, &timer.node, due_ns) < 0:
+        if timers_set(&self.queue, &timer.node, max(due_ns, self.running_ns)) < 0:
             raise MemoryError()
         Py_INCREF(timer)                # the heap's reference
         return timer
@@ -167,13 +177,17 @@ cdef class Calls:
         cdef int64_t now_ns = _sys.ek_now_ns()
         cdef Py_ssize_t made = 0
         cdef Timer timer
-        while left > 0 and timers_first_ns(&self.queue) <= now_ns:
-            left -= 1
-            timer = <Timer>timer_of(self.queue.entries[0].node)
-            function, arguments = timer.function, timer.arguments
-            timer.forget()
-            self.call(function, arguments)
-            made += 1
+        self.running_ns = now_ns + 1
+        try:
+            while left > 0 and timers_first_ns(&self.queue) <= now_ns:
+                left -= 1
+                timer = <Timer>timer_of(self.queue.entries[0].node)
+                function, arguments = timer.function, timer.arguments
+                timer.forget()
+                self.call(function, arguments)
+                made += 1
+        finally:
+            self.running_ns = 0
         return made
 
     cdef int call(self, object function, tuple arguments) except -1:

@@ -21,6 +21,17 @@ def checked_events(events: object) -> int:
     return events
 
 
+def checked_fd(fd: object) -> int:
+    """The descriptor of what a user wants to register. Whether it is open, the kernel says."""
+    if hasattr(fd, "fileno"):
+        fd = fd.fileno()
+    if isinstance(fd, bool) or not isinstance(fd, int):
+        raise UsageError(f"an fd is an int or an object with fileno(), not {fd!r}")
+    if not 0 <= fd < 2**31:
+        raise UsageError(f"fd {fd} is closed")
+    return fd
+
+
 def checked_number(name: str, value: object, least: int, most: int) -> int:
     """A whole number within bounds."""
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
@@ -32,6 +43,6 @@ def checked_timeout_ns(timeout: object) -> int:
     """Seconds that a turn may wait, as nanoseconds rounded up (one that is cut short spins); -1: without end."""
     if timeout is None:
         return -1
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or math.isnan(timeout) or timeout < 0:
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or timeout != timeout or timeout < 0:
         raise UsageError(f"timeout is None or a number of seconds, 0 or more, not {timeout!r}")
-    return math.ceil(timeout * 1e9) if timeout < 1e9 else -1
+    return math.ceil(timeout * 1e9) if timeout < 1e9 else -1        # 31 years

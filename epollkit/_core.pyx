@@ -23,7 +23,7 @@ from epollkit._sys cimport EK_ASSERT
 from epollkit._tokens cimport Anchor, Token, make_token
 from epollkit._timers cimport TimerNode, timers_defer, timers_first_ns, timers_free, timers_remove, timers_set
 
-from epollkit._checks import checked_events, checked_number, checked_timeout_ns
+from epollkit._checks import checked_events, checked_fd, checked_number, checked_timeout_ns
 from epollkit.errors import LimitReached, StaleToken, UsageError
 from epollkit.stats import LoopStats
 
@@ -175,9 +175,10 @@ cdef class Loop:
 
     def __del__(self):
         if not self.closed:
-            warnings.warn(f"unclosed loop {self!r}; use 'with Loop()' or call close()", ResourceWarning, source=self,
-                          stacklevel=1)
-            self.drop_everything()
+            try:
+                warnings.warn(f"unclosed loop {self!r}; use 'with Loop()' or call close()", ResourceWarning, source=self)
+            finally:
+                self.drop_everything()
 
     def __dealloc__(self):
         cdef uint32_t index
@@ -228,19 +229,21 @@ cdef class Loop:
             `max_connections` are registered. OSError: the kernel's own limits (ENOSPC: fs.epoll.max_user_watches).
         """
         cdef uint32_t mask
-        cdef int number
+        cdef int number, listening
         self.check_usable()
-        number = fd if isinstance(fd, int) else fd.fileno()
+        number = checked_fd(fd)
         mask = checked_events(events)
         if not callable(handler):
             raise UsageError(f"a handler is called as handler(token, events); {handler!r} can't be called")
-        if number < 0:
+        listening = _sys.ek_is_listening(number)
+        if listening < 0:           # before the table fd -> slot is made to reach that far
             raise UsageError(f"fd {number} is closed")
+        self.claim(number)
         if self.at_limit():
             raise LimitReached(f"max_connections={self.max_connections} are registered already")
         if not mask & _sys.EPOLLEXCLUSIVE:
             mask |= _sys.EPOLLRDHUP
-        if not _sys.ek_is_listening(number):
+        if not listening:
             mask |= _sys.EPOLLET
         return self.register_raw(number, mask, handler, 0)
 
@@ -252,7 +255,6 @@ cdef class Loop:
     cdef Token register_raw(self, int fd, uint32_t events, object handler, uint16_t flags):
         cdef RawEndpoint endpoint = RawEndpoint.__new__(RawEndpoint)
         cdef Slot *slot
-        self.claim(fd)
         slot = self.attach(endpoint, fd, flags)
         endpoint.handler = handler
         endpoint.registration = make_token(self.anchor, slot)

@@ -22,3 +22,4 @@ cdef class Listener(Endpoint):
     cdef int open_connection(self, Loop loop, int fd) except -1
     cdef int pause(self, Loop loop, int error) except -1
     cdef int resume(self) except -1
+    cdef int remove_file(self) except -1

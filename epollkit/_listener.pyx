@@ -106,6 +106,9 @@ cdef class Listener(Endpoint):
         return 0
 
     cdef int on_closed(self, object reason) except -1:
+        return self.remove_file()
+
+    cdef int remove_file(self) except -1:
         if self.unix_file is not None:
             self.unix_file.remove()
             self.unix_file = None
@@ -118,6 +121,8 @@ cdef class Listener(Endpoint):
             return
         loop = self.owner()
         loop.check_usable()
+        self.remove_file()              # now, not in on_closed: whoever listens there next may be given the same inode
+        loop.unwatch(self.slot)         # level-triggered: a copy of the fd, in a child say, would wake us for ever
         loop.release(self.slot, None)
 
     def __repr__(self):

@@ -122,7 +122,7 @@ cdef inline Slot *slot_of_fd(const SlotTable *table, int fd) noexcept nogil:
 
 
 cdef inline int slots_make_fd_room(SlotTable *table, int fd) noexcept nogil:
-    """Make the table reach up to fd. 0 or -ENOMEM. O(largest fd), which RLIMIT_NOFILE bounds."""
+    """Make the table reach up to fd, which is open, so RLIMIT_NOFILE bounds it. 0 or -ENOMEM."""
     cdef uint32_t room = table.fd_room if table.fd_room else 64
     cdef uint32_t *grown
     if <uint32_t>fd < table.fd_room:

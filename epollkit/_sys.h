@@ -147,11 +147,14 @@ static inline int ek_take_error(int fd)
     return getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &length) < 0 ? errno : error;
 }
 
+/* 1: a listening socket; 0: anything else that is open; or -EBADF. */
 static inline int ek_is_listening(int fd)
 {
     int listening = 0;
     socklen_t length = sizeof listening;
-    return getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &length) == 0 && listening;
+    if (getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &length) < 0)
+        return errno == EBADF ? -EBADF : 0;
+    return listening != 0;
 }
 
 /* Address of this end (peer == 0) or the other one, and its length, or -errno. */

@@ -77,6 +77,8 @@ class Loop(StreamLoop):
         """Put back what handled the signal before. Returns whether there was anything to remove."""
         if signum not in self._signal_handlers:
             return False
+        if not _in_main_thread():
+            raise UsageError("signal handlers belong to the main thread")
         before = self._signal_handlers.pop(signum)[2]
         signal.signal(signum, signal.SIG_DFL if before is None else before)
         return True

@@ -91,7 +91,7 @@ class Burst:
         elif how == "fin":
             victim.finish_asking()
         else:
-            victim.leave(reset=True)
+            self.crowd.leave(victim, reset=True)
 
     def judge(self, closed: list[str]) -> None:
         """The order's answer: who was closed by order, and who was not and should be alive."""
@@ -166,7 +166,8 @@ class Crowd:
         if waiting and self.loop.time() < deadline:
             self.loop.call_later(0.01, self.drain, deadline)
             return
-        self.counts["unanswered"] = sum(peer.asked - peer.answered for peer in waiting)
+        self.counts["unanswered"] = sum(
+            peer.asked - peer.answered if peer.connected else peer.first for peer in waiting)
         self.loop.stop()
 
     def is_owed(self, peer: Peer) -> bool:
@@ -251,7 +252,9 @@ class Crowd:
             return
         self.burst = None
         for peer in (burst.holder, burst.giver, *burst.victims):
-            if not (peer.named or peer.condemned or peer.farewell):
+            if peer.named:
+                self.leave(peer, reset=True)    # nobody knows whether it was closed by order: no longer a witness
+            elif not (peer.condemned or peer.farewell):
                 self.settle(peer)
         self.loop.call_later(self.random.uniform(*BURST_PAUSE_SECONDS), self.start_burst)
 
