@@ -7,6 +7,8 @@ from cpython.pythread cimport PyThread_get_thread_ident
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int64_t, uint32_t
 
+cimport cython
+
 from epollkit cimport _sys
 from epollkit._timers cimport (
     TimerNode,
@@ -30,6 +32,7 @@ cdef int64_t delay_ns(object seconds) except -1:
     return <int64_t>(<double>min(seconds, LONGEST_DELAY_SECONDS) * 1e9 + 0.999999)      # up: never early
 
 
+@cython.no_gc_clear      # a timer in the heap must find the heap
 cdef class Timer:
     """A call that is due: from `call_later`, `call_at` or `call_soon`. Belongs to its loop's thread."""
 

@@ -95,7 +95,7 @@ cdef class Loop:
     cdef bint at_limit(self) noexcept
 
     # inside
-    cdef int check_usable(self) except -1
+    cpdef int check_usable(self) except -1
     cdef Token register_raw(self, int fd, uint32_t events, object handler, uint16_t flags)
     cdef Slot *resolve(self, Token token) except NULL
     cdef int claim(self, int fd) except -1

@@ -11,6 +11,8 @@ from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport strerror
 
+cimport cython
+
 from epollkit cimport _sys
 from epollkit._calls cimport Calls, Timer, delay_ns
 from epollkit._slots cimport (
@@ -123,6 +125,7 @@ cdef class Wakeup(Endpoint):
 # Starvation: everything that could go on for ever has a budget per turn (accepts, bytes read, timers, posted calls),
 # and whoever stops at one is on the ready list, because its edge is spent and the kernel will not repeat it.
 # ---------------------------------------------------------------------------------------------------------------------
+@cython.no_gc_clear      # __dealloc__ needs its attributes; __del__ has emptied what cycles run through
 cdef class Loop:
     """The bare loop: registrations, listeners, timers, turns. `epollkit.Loop` adds streams to it.
 
@@ -176,7 +179,7 @@ cdef class Loop:
     def __del__(self):
         if not self.closed:
             try:
-                warnings.warn(f"unclosed loop {self!r}; use 'with Loop()' or call close()", ResourceWarning, source=self)
+                warnings.warn(f"unclosed {self!r}; use 'with Loop()' or call close()", ResourceWarning, source=self)
             finally:
                 self.drop_everything()
 
@@ -202,10 +205,8 @@ cdef class Loop:
         state = "closed" if self.closed else f"{self.slots.live - self.slots.unlimited} live"
         return f"<{type(self).__name__} {state}>"
 
-    def _check_usable(self):
-        self.check_usable()
-
-    cdef int check_usable(self) except -1:
+    cpdef int check_usable(self) except -1:
+        """UsageError where the loop is closed, or belongs to another thread."""
         if self.closed:
             raise UsageError("this loop is closed")
         if PyThread_get_thread_ident() != self.thread:
@@ -317,8 +318,7 @@ cdef class Loop:
         return self.lose(slot)
 
     cdef int lose(self, Slot *slot) except -1:
-        """The fd of a live slot was closed behind our back, and its number means another file now: let go of the slot
-        without touching the fd."""
+        """The fd of a live slot was closed behind our back, and may be another file by now: let go of the slot only."""
         slot.flags &= ~<uint16_t>(SLOT_OWNS_FD | SLOT_WATCHED)
         self.counters.lost += 1
         return self.release(slot, os_error(errno.EBADF, f"fd {slot.fd} was closed behind the loop's back"))
@@ -625,6 +625,9 @@ cdef class Loop:
             made += (slot.flags & SLOT_INTERNAL) == 0
             if slot.registered_batch == self.batch:
                 self.deliver_astray(slot, events)
+            elif slot.flags & SLOT_READY:
+                slot.pending |= <uint16_t>events        # it runs next turn: one budget per turn, not two
+                made -= 1
             else:
                 self.deliver(slot, events)
         self.counters.upcalls += made

@@ -352,7 +352,7 @@ cdef class HttpConnection(Stream):
         return 0
 
     cdef int linger(self) except -1:
-        """There is input behind the last request, or there may be: a plain close would reset, and destroy the answer."""
+        """There is input behind the last request, or may be: a plain close would reset, and destroy the answer."""
         if self.slot != NULL and self.state & STREAM_CLOSING:
             self.state |= STREAM_LINGERS
         return 0
@@ -396,7 +396,7 @@ cdef class HttpConnection(Stream):
         cdef Loop loop = <Loop>self.loop_link
         if self.slot == NULL or self.state & STREAM_CLOSING:
             return False
-        if loop.scratch_used >= FLUSH_AT_BYTES:
+        if self.output is not None or loop.scratch_used >= FLUSH_AT_BYTES:
             self.flush()
         return self.slot != NULL and self.output is None and self.error == 0
 
@@ -428,7 +428,7 @@ cdef class HttpConnection(Stream):
     cdef int take_end(self) except -1:
         """The peer will send no more: what is whole has been answered, what is not never will be."""
         self.partial = None
-        return self.close_softly(False)
+        return self.close_softly(0)
 
     cdef int take_deadline(self) except -1:
         if self.output is not None:
@@ -436,7 +436,7 @@ cdef class HttpConnection(Stream):
             return 0
         if self.partial is not None:
             return self.refuse(408, "the request did not come in whole in time")
-        return self.close_softly(False)
+        return self.close_softly(0)
 
     # -- output --------------------------------------------------------------------------------------------------------
 
@@ -474,7 +474,7 @@ cdef class HttpConnection(Stream):
         if not bare and request.method_code != HEAD_HEAD:
             self.put_bytes(response.body)
         if not keep:                        # whoever was not asked to close may be sending already
-            return self.close_softly(request.keep_alive)
+            return self.close_softly(STREAM_LINGERS if request.keep_alive else 0)
         return 0
 
     cdef int refuse(self, int status, str why) except -1:
@@ -489,7 +489,7 @@ cdef class HttpConnection(Stream):
         self.put(number, length_header(number, len(body)), None)
         self.put_bytes(b"Content-Type: text/plain\r\nConnection: close\r\n\r\n")
         self.put_bytes(body)
-        return self.close_softly(True)
+        return self.close_softly(STREAM_LINGERS)
 
     cdef int put_bytes(self, bytes data) except -1:
         return self.put(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), data)

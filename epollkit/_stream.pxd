@@ -24,6 +24,7 @@ cdef enum StreamState:
     STREAM_LINGERS = 32             # once all is sent: shut down, drain, and only then close
     STREAM_DRAINING = 64            # that shutdown was made; input is thrown away until the peer's end
     STREAM_OUT_WATCHED = 128        # a unix stream that asked for OUT
+    STREAM_MAY_LINGER = 256         # lingers if, once all is sent, the socket still holds bytes in either direction
 
 
 cdef class Output:
@@ -61,7 +62,7 @@ cdef class Stream(_core.Endpoint):
     # For protocols: what they do.
     cdef int put(self, const char *data, Py_ssize_t length, bytes owner) except -1
     cdef int flush(self) except -1
-    cdef int close_softly(self, bint linger) except -1
+    cdef int close_softly(self, uint16_t linger) except -1
     cdef int pause(self) except -1
     cdef int resume(self) except -1
     cdef int set_deadline_ns(self, int64_t duration_ns) except -1

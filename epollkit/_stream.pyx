@@ -140,11 +140,11 @@ cdef class Stream(_core.Endpoint):
         self.put(PyBytes_AS_STRING(owner), PyBytes_GET_SIZE(owner), owner)
 
     def close(self):
-        """Send what is queued, then close. Nothing more is delivered. A peer that reads none of it for 30 seconds is
-        reset. Closing twice does nothing."""
+        """Send what is queued, then close. Nothing more is delivered to on_data. A peer that reads none of it for 30
+        seconds is reset; one that goes on sending has 5 seconds to read the end of it. Closing twice does nothing."""
         if self.slot != NULL:
             self.owner().check_usable()
-            self.close_softly(False)
+            self.close_softly(STREAM_MAY_LINGER)
 
     def abort(self):
         """Close at once with a reset (RST); what is queued is lost. On a closed stream nothing happens."""
@@ -265,9 +265,11 @@ cdef class Stream(_core.Endpoint):
 
     cdef int on_deadline(self) except -1:
         cdef Loop loop = <Loop>self.loop_link
-        if self.state & STREAM_CLOSING:         # it had its time to read
+        if self.state & STREAM_DRAINING:        # it had its time to read the end
+            return loop.release(self.slot, None)
+        if self.state & STREAM_CLOSING:
             _sys.ek_reset_on_close(self.slot.fd)
-            return loop.release(self.slot, TimeoutError("the peer neither read what was sent before close() nor left"))
+            return loop.release(self.slot, TimeoutError("the peer does not read what was written before close()"))
         self.cork(loop)
         try:
             self.take_deadline()
@@ -279,6 +281,8 @@ cdef class Stream(_core.Endpoint):
 
     cdef int on_closed(self, object reason) except -1:
         self.output = None
+        if reason is None and self.error:       # it broke, and then its own handler closed it
+            reason = OSError(self.error, strerror(self.error).decode())
         self.on_close(reason)
         return 0
 
@@ -474,12 +478,12 @@ cdef class Stream(_core.Endpoint):
         cdef Loop loop = <Loop>self.loop_link
         return loop.set_deadline(self.slot, _sys.ek_tick_ns() + _sys.EK_TICK_NS + duration_ns if duration_ns else 0)
 
-    cdef int close_softly(self, bint linger) except -1:
-        """linger: input may still be on its way, and closing over it would reset the connection and destroy the
-        answer."""
+    cdef int close_softly(self, uint16_t linger) except -1:
+        """linger: STREAM_LINGERS where input may still be on its way, for closing over it would reset the connection
+        and destroy the answer; STREAM_MAY_LINGER to ask the socket; 0 where nothing can be lost."""
         if self.slot == NULL or self.state & STREAM_CLOSING:
             return 0
-        self.state |= STREAM_CLOSING | (STREAM_LINGERS if linger else 0)
+        self.state |= STREAM_CLOSING | linger
         self.set_deadline_ns(CLOSE_TIMEOUT_NS)
         if self.state & STREAM_CORKED or self.output is not None:
             return 0                            # uncork() finishes, or the flush that empties the queue
@@ -488,6 +492,8 @@ cdef class Stream(_core.Endpoint):
     cdef int finish(self) except -1:
         """Closing, and everything is sent."""
         cdef Loop loop = <Loop>self.loop_link
+        if self.state & STREAM_MAY_LINGER and _sys.ek_holds_bytes(self.slot.fd):
+            self.state |= STREAM_LINGERS
         if not self.state & STREAM_LINGERS or self.state & STREAM_ENDED:
             return loop.release(self.slot, None)
         if self.state & STREAM_DRAINING:

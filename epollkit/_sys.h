@@ -14,6 +14,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <linux/sockios.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <stddef.h>
@@ -23,6 +24,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -145,6 +147,15 @@ static inline int ek_take_error(int fd)
     int error = 0;
     socklen_t length = sizeof error;
     return getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &length) < 0 ? errno : error;
+}
+
+/* Whether a socket holds bytes in either direction that make close(2) dangerous: unread ones turn its FIN into an RST,
+ * which destroys what was not sent yet; and so would bytes that arrive before that is sent (tcp(7), SIOCINQ; Linux's
+ * SIOCOUTQNSD). What a unix socket was given is in the peer's hands already. */
+static inline int ek_holds_bytes(int fd)
+{
+    int unread = 0, unsent = 0;
+    return (ioctl(fd, SIOCINQ, &unread) == 0 && unread > 0) || (ioctl(fd, SIOCOUTQNSD, &unsent) == 0 && unsent > 0);
 }
 
 /* 1: a listening socket; 0: anything else that is open; or -EBADF. */

@@ -44,6 +44,7 @@ cdef extern from "_sys.h" nogil:
     int ek_close(int fd) noexcept
     int ek_reset_on_close(int fd) noexcept
     int ek_take_error(int fd) noexcept
+    bint ek_holds_bytes(int fd) noexcept
     int ek_is_listening(int fd) noexcept
     int ek_socket_name(int fd, bint peer, sockaddr_storage *address) noexcept
     int ek_read_address(const sockaddr_storage *address, int length, char *host, int *port) noexcept

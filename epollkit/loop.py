@@ -42,7 +42,7 @@ class Loop(StreamLoop):
 
         Raises OSError (in use, no permission, no such address) or UsageError, each with one sentence. Not thread-safe.
         """
-        self._check_usable()    # a closed loop, or a wrong thread, says so before a socket is opened
+        self.check_usable()    # a closed loop, or a wrong thread, says so before a socket is opened
         if not callable(factory):
             raise UsageError(f"a factory is called without arguments; {factory!r} can't be called")
         try:
@@ -59,7 +59,7 @@ class Loop(StreamLoop):
 
     def add_signal_handler(self, signum: int, function: Callable[..., object], *arguments: Any) -> None:
         """Run a function in the loop when a signal comes. Only in the main thread (`signal.signal`'s own rule)."""
-        self._check_usable()
+        self.check_usable()
         if not callable(function):
             raise UsageError(f"{function!r} can't be called; give a function and its arguments")
         if not _in_main_thread():
@@ -90,7 +90,7 @@ class Loop(StreamLoop):
 
     def run(self) -> None:
         """Turn until `stop()` is called. In the main thread signals wake it, and Ctrl-C leaves it at once."""
-        self._check_usable()
+        self.check_usable()
         if not _in_main_thread():
             super().run()
             return

@@ -15,13 +15,13 @@ SHORTEST_SECONDS = 1.5
 LARGEST_SEED = 2**32 - 1
 
 DESCRIPTION = """\
-A server and a crowd of more than a thousand connections that churn, reset, half-close, pipeline, and order the server to
-close others that have an event queued while newcomers take their place. Three servers in turn, under the same crowd:
-epollkit; a server on select.epoll, keyed by fd; and epollkit with instance_bits=1, which is nginx's scheme.
+A server and a crowd of more than a thousand connections that churn, reset, half-close, pipeline, and order the
+server to close others that have an event queued while newcomers take their place. Three servers in turn, under the
+same crowd: epollkit; a server on select.epoll, keyed by fd; and epollkit with instance_bits=1, nginx's scheme.
 """
 EPILOG = """\
-Exit status: 0 epollkit met stale events and nothing went wrong; 1 something did, or the demo could not run; 2 wrong usage;
-130 Ctrl-C.
+Exit status: 0 epollkit met stale events and nothing went wrong; 1 something did, or the demo could not run;
+2 wrong usage; 130 Ctrl-C.
 """
 
 
@@ -45,7 +45,8 @@ def add(commands: Any) -> None:
         "demo", help="epollkit and two twins under a hostile crowd", description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument("--seconds", type=duration, default=15.0, metavar="DURATION",
                         help="for all three servers together, a third each (default: 15)")
-    parser.add_argument("--seed", type=seed, default=None, metavar="N", help="of the crowd's choices (default: a new one)")
+    parser.add_argument("--seed", type=seed, default=None, metavar="N",
+                        help="of the crowd's choices (default: a new one, which is printed)")
     parser.add_argument("--json", action="store_true", help="the result as one JSON object; progress goes to stderr")
     parser.set_defaults(run=run)
 
@@ -63,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         return play(options)
     except BrokenPipeError:
-        # Whoever read us is gone, so there is nobody to tell; the interpreter's own last flush must not complain either.
+        # Whoever read us is gone, so there is nobody to tell; nor may the interpreter's last flush complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt as interrupt:
@@ -74,7 +75,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def play(options: argparse.Namespace) -> int:
-    from epollkit.demo import report          # rich and psutil take their time; the other commands need not wait for them
+    # Here, not above: rich and psutil take their time, and the other commands need not wait for them.
+    from epollkit.demo import report
     from epollkit.demo.runner import Runner
     from epollkit.demo.view import View, console_for
 
@@ -87,7 +89,7 @@ def play(options: argparse.Namespace) -> int:
     else:
         console = console_for(sys.stdout)
         console.print(report.table(columns))
-        console.print(report.verdict(columns), soft_wrap=True)
+        console.print(report.verdict(columns), soft_wrap=not console.is_terminal)
         console.print(f"The crowd's seed was {chosen}.")
         sys.stdout.flush()
     return 1 if report.failures(columns["epollkit"]) else 0

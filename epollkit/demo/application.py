@@ -1,13 +1,13 @@
-"""What all three servers do with a request. Two of its requests exist to make stale events a certainty, not a matter of luck.
+"""What all three servers do with a request. Two requests exist to make stale events a certainty, not a matter of luck.
 
 A stale event needs a batch in which connection A stands before connection B, A's handler closes B, and a newcomer is
-accepted between the two. A client can put things into that order, but not into one batch: the server comes to fetch them
-one by one as soon as it is idle. So the crowd first asks for `/hold`, a handler that blocks, as one would that asks a
-database: its interim answer says that the server is busy now, and it goes on when the same client sends more. Whatever
-the client did in between waits in the kernel, in order, and comes as one batch. Then `/swap` closes the others.
+accepted between the two. A client can put things into that order, but not into one batch: an idle server fetches them
+one by one. So the crowd first asks for `/hold`, a handler that blocks, as one would that asks a database: its interim
+answer says that the server is busy now, and it goes on when the same client sends more. Whatever the client did in
+between waits in the kernel, in order, and comes as one batch. In it, `/swap` closes the others.
 
-Each answer is `nonce.turn fd [names]`: who asked, its how-manieth request it was, and the descriptor here. The crowd picks
-victims by that descriptor: the kernel hands out the lowest free one, so the lowest is the first to come back.
+Each answer is `nonce.turn fd [names]`: who asked, its how-manieth request it was, and its descriptor in the server. The
+crowd picks victims by that: the kernel hands out the lowest free number, so the lowest is the first to come back.
 """
 from __future__ import annotations
 

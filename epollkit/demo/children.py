@@ -186,13 +186,15 @@ class Reporter:
         elapsed = max(time.monotonic() - self.began, 1e-6)
         rates = {f"{name}_per_second": round((counted[name] - self.counted[name]) / elapsed, 1)
                  for name in ("connections", "requests") if name in counted}
-        return {"elapsed_seconds": round(elapsed, 3), "cpu_seconds": round(self.cpu_seconds() - self.cpu_before, 3), **rates}
+        cpu_seconds = round(self.cpu_seconds() - self.cpu_before, 3)
+        return {"elapsed_seconds": round(elapsed, 3), "cpu_seconds": cpu_seconds, **rates}
 
     def report(self, **more: Any) -> None:
         rss = int(self.process.memory_info().rss)
         self.rss_peak = max(self.rss_peak, rss)
         counted = self.count()
-        send({**counted, **(self.frozen or self.costs(counted)), "rss_bytes": rss, "rss_peak_bytes": self.rss_peak, **more})
+        costs = self.frozen or self.costs(counted)
+        send({**counted, **costs, "rss_bytes": rss, "rss_peak_bytes": self.rss_peak, **more})
 
 
 def send(message: Message) -> None:

@@ -1,12 +1,12 @@
 """A client process of the demo: a hostile crowd on epollkit's own raw API, and a careful account of what became of it.
 
 About five hundred connections stay; two dozen actions run at any time, each chosen by a seeded random: an exchange, a
-pipeline, a newcomer that asks once and leaves, one that resets with its request in flight, one that half-closes. And one
-burst at a time, which makes stale events for certain (see `Burst`).
+pipeline, a newcomer that asks once and leaves, one that resets with its request in flight, one that half-closes. And
+one burst at a time, which makes stale events for certain (see `Burst`).
 
-A connection counts as killed wrongly when the server ends it although nobody asked for that: it was not banned, no order
-that was carried out names it, this side had not said farewell. Whoever cannot know gives the server the benefit of the
-doubt: the victims of an order whose answer never came are not counted.
+A connection counts as killed wrongly when the server ends it although nobody asked for that: it was not banned, no
+order that was carried out names it, this side had not said farewell. What can't be known is decided in the server's
+favour: the victims of an order whose answer never came are not counted.
 """
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ class Burst:
 
     `holder` asks for /hold. When the server says that it holds, everything is sent back to back, in this order: the
     giver's order to close the victims, pairs of newcomers on this client's own port (one that is refused, one that is
-    not), bytes, FIN or RST on each victim, and the holder's release. So the server's next batch has the order first, the
-    listener second, the victims third: their events are stale, their descriptors and slots have new owners, and because of
-    the refused ones each slot was reused twice, which brings back its lowest bit.
+    not), bytes, FIN or RST on each victim, and the holder's release. So the server's next batch has the order first,
+    the listener second, the victims third: their events are stale, their descriptors and slots have new owners, and
+    because of the refused ones each slot was reused twice, which brings back its generation's lowest bit.
 
-    The port is this client's own because a level-triggered listener that was just reported stands first in the next batch.
+    The port is this client's own: a level-triggered listener that was just reported stands first in the next batch.
     """
 
     def __init__(self, crowd: Crowd, holder: Peer, giver: Peer, victims: list[Peer]) -> None:
@@ -103,7 +103,8 @@ class Burst:
 
     @property
     def is_over(self) -> bool:
-        return all(peer.sock is None or peer.answered >= peer.asked for peer in (self.holder, self.giver)) and self.fired
+        pair = (self.holder, self.giver)
+        return self.fired and all(peer.sock is None or peer.answered >= peer.asked for peer in pair)
 
 
 class Crowd:
@@ -122,9 +123,9 @@ class Crowd:
         self.born = 0
         self.burst: Burst | None = None
         self.is_full = self.ending = False
-        self.failure: Exception | None = None
+        self.failure: BaseException | None = None
         self.counts = {"opened": 0, "answers": 0, "bursts": 0, "killed": 0, "crossed": 0, "half_closed": 0,
-                       "half_closed_unanswered": 0, "unanswered": 0, "out_of_ports": 0}
+                       "half_closed_unanswered": 0, "unanswered": 0, "not_opened": 0}
         self.reporter = Reporter(lambda: self.counts)
         self.actions: dict[str, Callable[[], Peer | None]] = {
             "exchange": lambda: self.exchange(1),
@@ -180,7 +181,7 @@ class Crowd:
         for peer in list(self.peers):
             peer.leave(reset=True)
 
-    def on_failure(self, error: Exception, source: object) -> None:
+    def on_failure(self, error: BaseException, source: object) -> None:
         """The crowd itself is broken: say so, rather than blame the server."""
         self.failure = self.failure or error
         self.loop.stop()
@@ -209,14 +210,14 @@ class Crowd:
             pass
 
     def open(self, kind: Kind, port: int, first: int = 1) -> Peer | None:
-        """A new connection; None when the machine has no port left at the moment."""
+        """A new connection; None when there is no port left at the moment, or the server is gone."""
         self.born += 1
         peer = Peer(self, kind, f"{self.client}-{self.born}", 0 if kind is Kind.BANNED else first)
         source = BANNED_SOURCE if kind is Kind.BANNED else self.random.choice(SOURCES)
         result = peer.open(source, (HOST, port))
-        if result == errno.EADDRNOTAVAIL:
-            self.counts["out_of_ports"] += 1
-            return None
+        if result in (errno.EADDRNOTAVAIL, errno.ECONNREFUSED):
+            self.counts["not_opened"] += 1
+            return None         # the next tick tries again; a server that is gone is the runner's to report
         if result:
             raise OSError(result, f"connecting to the server: {os.strerror(result)}")
         self.counts["opened"] += 1

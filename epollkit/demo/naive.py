@@ -1,8 +1,8 @@
 """The twin: a server on select.epoll as it is usually written, with everything done right but two things.
 
-An event's identity is its fd, because select.epoll can't carry anything else. And RDHUP, HUP and ERR are looked at first,
-and close the connection: the classic advice. Everything else is as it should be: edge-triggered, drained until EAGAIN, a
-level-triggered listener with a budget, pipelining, keep-alive, back-pressure, and a check for events of unknown fds.
+An event's identity is its fd, because select.epoll can't carry anything else. And RDHUP, HUP and ERR are looked at
+first, and close the connection: the classic advice. Everything else is as it should be: edge-triggered, drained until
+EAGAIN, a level-triggered listener with a budget, pipelining, keep-alive, back-pressure, a check for unknown fds.
 """
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ HEAD_LIMIT_BYTES = 8192
 OUTPUT_LIMIT_BYTES = 1 << 20
 READ_PAUSE_BYTES = 65536            # no further request is executed while so much waits for a peer that does not read
 GONE = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+WATCHED = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)    # SO_LINGER: on, 0 seconds
 
 
@@ -199,7 +200,7 @@ class NaiveServer:
             connection = NaiveConnection(self, sock)
             self.connections[connection.fd] = connection
             if self.admit(address):
-                self.epoll.register(connection.fd, select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET)
+                self.epoll.register(connection.fd, WATCHED)
             else:
                 connection.abort()
 

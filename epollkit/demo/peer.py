@@ -33,8 +33,8 @@ class Kind(enum.Enum):
 class Peer:
     """One connection. `sock` is None once it has ended, whoever ended it."""
 
-    __slots__ = ("active", "answered", "asked", "condemned", "connected", "crowd", "ended", "farewell", "first", "input",
-                 "kind", "named", "nonce", "server_fd", "sock", "token")
+    __slots__ = ("active", "answered", "asked", "condemned", "connected", "crowd", "ended", "farewell", "first",
+                 "input", "kind", "named", "nonce", "server_fd", "sock", "token")
 
     def __init__(self, crowd: Crowd, kind: Kind, nonce: str, first: int) -> None:
         self.crowd = crowd

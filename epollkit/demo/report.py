@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
 
 from rich import box
 from rich.table import Table
@@ -17,10 +16,10 @@ MIB = 1 << 20
 
 @dataclass
 class Column:
-    """One server's numbers. From the server: connections to rss; from the crowd's processes: killed and what follows."""
+    """One server's numbers. From the server: connections to rss; from the crowd: killed and what follows."""
 
     name: str
-    state: str = "waiting"                  # waiting, gathering, running, ending, done
+    state: str = "waiting"                  # waiting, starting, filling, running, ending, done
     connections: int = 0                    # accepted, refused ones too
     requests: int = 0
     concurrent: int = 0
@@ -51,6 +50,11 @@ class Column:
     def take_crowd(self, reports: list[Message]) -> None:
         for name in CROWD_FIELDS:
             setattr(self, name, sum(report.get(name, 0) for report in reports))
+
+    @property
+    def cpu_microseconds_per_request(self) -> float:
+        """Of the time that the rates cover: the crowd was complete, and nothing had ended."""
+        return self.cpu_seconds / max(self.requests_per_second * self.elapsed_seconds, 1.0) * 1e6
 
     def as_json(self) -> Message:
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in ("name", "state")}
@@ -112,13 +116,12 @@ def rows(column: Column) -> list[tuple[str, str, bool]]:
         fault("wrong deliveries", column.wrong_deliveries),
         fault("connections killed wrongly", column.killed),
         fault("answers that crossed", column.crossed),
-        fault("half-closed, unanswered", column.half_closed_unanswered),
-        ("  of half-closed", f"{column.half_closed:,}", False),
+        ("half-closed, unanswered", f"{column.half_closed_unanswered:,} of {column.half_closed:,}",
+         column.half_closed_unanswered > 0),
         fault("requests never answered", column.unanswered),
         ("server CPU, seconds", f"{column.cpu_seconds:.2f}", False),
-        ("  µs per request", f"{column.cpu_seconds / max(column.requests, 1) * 1e6:.1f}", False),
-        ("server RSS at end, MiB", f"{column.rss_bytes / MIB:.1f}", False),
-        ("  at most", f"{column.rss_peak_bytes / MIB:.1f}", False),
+        ("  µs per request", f"{column.cpu_microseconds_per_request:.1f}", False),
+        ("server RSS, MiB at end / peak", f"{column.rss_bytes / MIB:.1f} / {column.rss_peak_bytes / MIB:.1f}", False),
     ]
 
 
@@ -131,7 +134,3 @@ def table(columns: dict[str, Column]) -> Table:
     for cells in zip(*(rows(column) for column in columns.values()), strict=True):
         made.add_row(cells[0][0], *(f"[red]{text}[/red]" if wrong else text for _, text, wrong in cells))
     return made
-
-
-def settings_of(options: Any) -> Message:
-    return {"seconds": options.seconds, "seed": options.seed}

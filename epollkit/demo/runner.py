@@ -47,8 +47,8 @@ def raise_fd_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
         soft = most
     if soft != resource.RLIM_INFINITY and soft < FDS_NEEDED:
-        raise DemoFailed(f"a process may open {soft} files here, and the server needs {FDS_NEEDED} for its connections; "
-                         "raise the hard limit (ulimit -Hn)")
+        raise DemoFailed(f"a process may open {soft} files here, and the server needs {FDS_NEEDED} for its "
+                         "connections, so raise the hard limit (ulimit -Hn)")
 
 
 def cores() -> tuple[list[int], list[int]]:
@@ -69,8 +69,9 @@ class Runner:
         self.selector = selectors.DefaultSelector()
 
     def play(self) -> None:
-        """All rounds, one after the other. DemoFailed, in one sentence, when a process dies or does not come to its end."""
+        """All rounds, one after the other. DemoFailed, in one sentence: a process died, or did not come to its end."""
         raise_fd_limit()
+        next(iter(self.columns.values())).state = "starting"
         with self.everything_ends():
             rounds = [self.start(column) for column in self.columns.values()]
             # All processes first: what it costs to start one is not to fall into another's round.
@@ -107,10 +108,11 @@ class Runner:
 
     def play_round(self, one: Round) -> None:
         column, clients = one.column, one.clients
-        column.state = "gathering"
+        column.state = "filling"
         for client in clients:
             client.send(command="gather", ports=one.server.last["ports"])
-        self.wait_for(one, "gather its crowd", lambda: all(client.last.get("full") for client in clients), START_SECONDS)
+        self.wait_for(one, "gather its crowd", lambda: all(client.last.get("full") for client in clients),
+                      START_SECONDS)
         column.state = "running"
         one.server.send(command="begin")
         for client in clients:
@@ -133,7 +135,8 @@ class Runner:
         while not reached():
             now = time.monotonic()
             if now >= deadline:
-                raise DemoFailed(f"the round of {SERVERS[one.column.name]} did not {what} within {limit_seconds:.0f} seconds")
+                name = SERVERS[one.column.name]
+                raise DemoFailed(f"the round of {name} did not {what} within {limit_seconds:.0f} seconds")
             if now >= show_due:
                 show_due = now + SHOW_SECONDS
                 self.view.show(one.column)

@@ -13,6 +13,7 @@ from rich.table import Table
 from epollkit.demo.report import SERVERS, Column
 
 LINE_SECONDS = 1.0
+ROOMY_COLUMNS = 90      # narrower terminals get tighter columns
 
 
 def console_for(stream: TextIO) -> Console:
@@ -69,10 +70,12 @@ class View:
                 f"{column.wrong_deliveries} wrong, {column.killed} killed, {column.crossed} crossed")
 
     def table(self) -> Table:
-        made = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="epollkit demo: one crowd, three servers, Ctrl-C ends it")
+        room = 1 if self.console.width >= ROOMY_COLUMNS else 0
+        made = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, padding=(0, room),
+                     title="epollkit demo: one crowd, three servers; Ctrl-C ends it")
         for name in ("server", "connections", "requests", "stale", "wrong", "killed", "crossed"):
             made.add_column(name, justify="left" if name == "server" else "right", no_wrap=True)
-        made.add_column("", justify="left", no_wrap=True, min_width=9)
+        made.add_column("", no_wrap=True, min_width=8)
         for column in self.columns.values():
             counts = (column.connections, column.requests, column.stale_events)
             faults = (column.wrong_deliveries, column.killed, column.crossed)
