@@ -179,7 +179,7 @@ cdef class Loop:
     def __del__(self):
         if not self.closed:
             try:
-                warnings.warn(f"unclosed {self!r}; use 'with Loop()' or call close()", ResourceWarning, source=self)
+                warnings.warn(f"unclosed loop {self!r}; use 'with', or call close()", ResourceWarning, source=self)
             finally:
                 self.drop_everything()
 
@@ -358,7 +358,7 @@ cdef class Loop:
             _sys.ek_epoll_ctl(self.epoll_fd, _sys.EPOLL_CTL_DEL, slot.fd, 0, 0)
             result = _sys.ek_epoll_ctl(self.epoll_fd, _sys.EPOLL_CTL_ADD, slot.fd, events, slot_tag(slot))
         if result == -errno.EPERM:
-            raise UsageError(f"fd {slot.fd} can't be polled: files and directories are always ready (epoll_ctl(2))")
+            raise UsageError(f"fd {slot.fd} can't be polled: a regular file or directory is always ready")
         if result == -errno.EBADF:
             raise UsageError(f"fd {slot.fd} is closed")
         if result in (-errno.EINVAL, -errno.ELOOP):
