@@ -73,7 +73,7 @@ cdef class Stream(_core.Endpoint):
     cdef int spill(self, Loop loop) except -1
     cdef int read(self, Loop loop, uint32_t events) except -1
     cdef int read_failed(self, int code) except -1
-    cdef int end(self) except -1
+    cdef int end(self, uint32_t events) except -1
     cdef int broken(self, uint32_t events) except -1
     cdef int write_failed(self, int code) except -1
     cdef int send_queued(self) except -1

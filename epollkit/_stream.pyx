@@ -419,7 +419,7 @@ cdef class Stream(_core.Endpoint):
                         and self.slot.flags & SLOT_TCP:
                     return 0            # drained, and one recv saved; without the flags, whatever follows is a new edge
             elif count == 0:
-                return self.end()
+                return self.end(events)
             elif count == -errno.EAGAIN:
                 break
             else:
@@ -437,18 +437,26 @@ cdef class Stream(_core.Endpoint):
             self.error = code
         return self.broken(_sys.EPOLLERR)
 
-    cdef int end(self) except -1:
+    cdef int end(self, uint32_t events) except -1:
         """recv said 0. After an error that only means that somebody has read the error already: a truncated stream
-        must not pass for a complete one."""
+        must not pass for a complete one. With HUP or ERR the peer is gone altogether, which no further edge will say.
+        """
         if self.error:
             return self.broken(_sys.EPOLLERR)
         self.state |= STREAM_ENDED
-        return self.take_end()
+        self.take_end()
+        if self.slot == NULL or not events & (_sys.EPOLLERR | _sys.EPOLLHUP):
+            return 0
+        if events & _sys.EPOLLERR:
+            return self.broken(events)
+        return self.owner().make_ready(self.slot, _sys.EPOLLHUP)    # once what take_end wrote was tried
 
     cdef int broken(self, uint32_t events) except -1:
         """ERR or HUP, and everything that was buffered has been delivered: the one place that reads SO_ERROR."""
         if self.error == 0 and events & _sys.EPOLLERR:
             self.error = _sys.ek_take_error(self.slot.fd)
+        if self.error == 0 and self.output is not None:
+            self.error = errno.EPIPE            # what a send would say
         error = OSError(self.error, strerror(self.error).decode()) if self.error else None
         if error is not None and not self.state & STREAM_CLOSING:
             self.on_error(error)

@@ -60,10 +60,13 @@ def default(option: str, fallback: Any) -> Any:
     return os.environ.get("EPOLLKIT_" + option.upper().replace("-", "_"), fallback)
 
 
-def default_switch(option: str) -> bool:
-    text = str(default(option, "no")).lower()
-    if text not in ("1", "true", "yes", "on", "0", "false", "no", "off"):
-        raise UsageError(f"EPOLLKIT_{option.upper().replace('-', '_')} is yes or no, not {text!r}")
+def switch_on(option: str, value: bool | str) -> bool:
+    """A switch from the command line is a bool already; from the environment it is text."""
+    if isinstance(value, bool):
+        return value
+    text = value.lower()
+    if text not in ("1", "true", "yes", "on", "0", "false", "no", "off", ""):
+        raise UsageError(f"EPOLLKIT_{option.upper().replace('-', '_')} is yes or no, not {value!r}")
     return text in ("1", "true", "yes", "on")
 
 
@@ -95,7 +98,7 @@ def add(commands: Any) -> None:
     option("timeout-keep-alive", seconds, "75s", "between two requests")
 
     def switch(name: str, text: str) -> None:
-        parser.add_argument("--" + name, action=argparse.BooleanOptionalAction, default=default_switch(name), help=text)
+        parser.add_argument("--" + name, action=argparse.BooleanOptionalAction, default=default(name, "no"), help=text)
 
     switch("reuse-port", "share the port with other processes (SO_REUSEPORT)")
     switch("defer-accept", "take a connection only once its first bytes are there (TCP_DEFER_ACCEPT)")
@@ -110,8 +113,9 @@ def announce(listener: Listener) -> None:
 
 def run(options: argparse.Namespace) -> int:
     app = hello if options.app is None else load(options.app, options.app_dir)
-    serve(app, options.host, options.port, uds=options.uds, backlog=options.backlog, reuse_port=options.reuse_port,
-          defer_accept=options.defer_accept, max_connections=options.limit_connections, on_listening=announce,
+    serve(app, options.host, options.port, uds=options.uds, backlog=options.backlog,
+          reuse_port=switch_on("reuse-port", options.reuse_port),
+          defer_accept=switch_on("defer-accept", options.defer_accept), max_connections=options.limit_connections, on_listening=announce,
           limit_request_line=options.limit_request_line, limit_request_fields=options.limit_request_fields,
           limit_request_field_size=options.limit_request_field_size, limit_request_body=options.limit_request_body,
           timeout_header=options.timeout_header, timeout_body=options.timeout_body, timeout_write=options.timeout_write,

@@ -58,6 +58,7 @@ class Application:
         return answer.encode()
 
     def remember(self, nonce: str, fd: int, connection: Connection) -> None:
+        """Whoever had this descriptor before has lost it."""
         known = self.by_fd.get(fd)
         if known is not None:
             if known[1] is connection:

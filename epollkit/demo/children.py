@@ -39,6 +39,7 @@ class Lines:
         self.partial = b""
 
     def feed(self, data: bytes) -> list[Message]:
+        """The messages that are complete now. ValueError: this is not JSON, or has no end."""
         *lines, self.partial = (self.partial + data).split(b"\n")
         if len(self.partial) > LONGEST_LINE_BYTES:
             raise ValueError("a line without end")
@@ -81,6 +82,7 @@ class Child:
         os.set_blocking(self.stderr.fileno(), False)
 
     def send(self, **message: Any) -> None:
+        """One command. DemoFailed: it is gone."""
         try:
             self.stdin.write(json.dumps(message).encode() + b"\n")
         except BrokenPipeError:

@@ -71,6 +71,7 @@ class Burst:
         self.fired = False
 
     def fire(self) -> None:
+        """The server holds: send everything, back to back."""
         crowd, choose = self.crowd, self.crowd.random.choice
         self.fired = True
         crowd.counts["bursts"] += 1
@@ -86,6 +87,7 @@ class Burst:
         self.holder.ask()
 
     def stir(self, victim: Peer, how: str) -> None:
+        """Give the server an event of this victim."""
         if how == "bytes":
             victim.ask()
         elif how == "fin":
@@ -103,6 +105,7 @@ class Burst:
 
     @property
     def is_over(self) -> bool:
+        """Whether both who asked have their answers, or have ended."""
         pair = (self.holder, self.giver)
         return self.fired and all(peer.sock is None or peer.answered >= peer.asked for peer in pair)
 
@@ -163,6 +166,7 @@ class Crowd:
         self.drain(self.loop.time() + DRAIN_SECONDS)
 
     def drain(self, deadline: float) -> None:
+        """Stop once nobody is owed anything, or the deadline has passed."""
         waiting = [peer for peer in self.peers if self.is_owed(peer)]
         if waiting and self.loop.time() < deadline:
             self.loop.call_later(0.01, self.drain, deadline)
@@ -206,6 +210,7 @@ class Crowd:
             self.refill()
 
     def top_up(self) -> None:
+        """Open new residents in the place of those who died."""
         while self.residents < self.wanted and self.open(Kind.RESIDENT, self.port) is not None:
             pass
 
@@ -226,6 +231,7 @@ class Crowd:
         return peer
 
     def exchange(self, count: int) -> Peer | None:
+        """So many requests at once on an idle connection; None when nobody is idle."""
         if not self.idle:
             return None
         peer = self.idle.take_random(self.random)
@@ -233,6 +239,7 @@ class Crowd:
         return peer
 
     def start_burst(self) -> None:
+        """Choose who takes part, and ask the server to hold."""
         if self.ending:
             return
         count = self.random.randint(*VICTIMS)
@@ -262,6 +269,7 @@ class Crowd:
     # -- what connections tell -----------------------------------------------------------------------------------------
 
     def on_connected(self, peer: Peer) -> None:
+        """Send its first requests, and do what its kind does next."""
         if peer.first:
             peer.ask(count=peer.first)
         if peer.kind is Kind.RESET:
@@ -271,6 +279,7 @@ class Crowd:
             peer.finish_asking()
 
     def on_holding(self, peer: Peer) -> None:
+        """The interim answer to /hold."""
         if self.burst is not None and self.burst.holder is peer and not self.burst.fired and not self.ending:
             self.burst.fire()
 
@@ -311,6 +320,7 @@ class Crowd:
         self.forget(peer)
 
     def forget(self, peer: Peer) -> None:
+        """It has ended, whoever ended it."""
         if peer in self.peers:
             self.peers.remove(peer)
             self.idle.discard(peer)

@@ -42,6 +42,7 @@ class NaiveConnection:
         return self.fd
 
     def on_events(self, events: int) -> None:
+        """The classic order: gone? closed. Then write, then read."""
         if events & GONE:
             self.close()
             return
@@ -173,6 +174,7 @@ class NaiveServer:
                 self.deliver(fd, mask)
 
     def deliver(self, fd: int, mask: int) -> None:
+        """Find the connection by its fd, as everybody does; the rest is the witness."""
         connection = self.connections.get(fd)
         if connection is None:
             self.stale_events += 1      # closed earlier in this batch, and nobody has the number yet
@@ -185,6 +187,7 @@ class NaiveServer:
             self.wrong_kills += connection.is_closing
 
     def accept(self, listener: socket.socket) -> None:
+        """Accept until the queue is empty or the budget is spent."""
         for _ in range(ACCEPT_BUDGET):
             try:
                 sock, address = listener.accept()

@@ -73,6 +73,7 @@ class Peer:
     # -- what the loop calls -------------------------------------------------------------------------------------------
 
     def on_event(self, token: object, events: int) -> None:
+        """The whole mask of one edge."""
         if not self.connected and events & (OUT | ERR | HUP):
             self.connected = True
             self.crowd.on_connected(self)

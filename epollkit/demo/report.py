@@ -44,10 +44,12 @@ class Column:
     answers: int = 0
 
     def take_server(self, report: Message) -> None:
+        """The server process's latest report."""
         for name in SERVER_FIELDS:
             setattr(self, name, report.get(name, getattr(self, name)))
 
     def take_crowd(self, reports: list[Message]) -> None:
+        """The latest reports of all client processes."""
         for name in CROWD_FIELDS:
             setattr(self, name, sum(report.get(name, 0) for report in reports))
 
@@ -57,6 +59,7 @@ class Column:
         return self.cpu_seconds / max(self.requests_per_second * self.elapsed_seconds, 1.0) * 1e6
 
     def as_json(self) -> Message:
+        """Every number, with its unit in its name."""
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in ("name", "state")}
 
 

@@ -82,6 +82,7 @@ class Runner:
 
     @contextmanager
     def everything_ends(self) -> Iterator[None]:
+        """Whatever happens inside, no process, pipe or selector is left."""
         try:
             yield
         finally:
@@ -91,6 +92,7 @@ class Runner:
                 self.selector.close()
 
     def start(self, column: Column) -> Round:
+        """Start the processes of one round; they wait for commands."""
         server_cores, client_cores = cores()
         name = SERVERS[column.name]
         server = self.spawn(f"{name} server", "servers", kind=column.name, ports=1 + CLIENTS, cores=server_cores)
@@ -107,6 +109,7 @@ class Runner:
         return child
 
     def play_round(self, one: Round) -> None:
+        """Gather the crowd, let it loose, wait for its end, then stop the server."""
         column, clients = one.column, one.clients
         column.state = "filling"
         for client in clients:

@@ -65,11 +65,13 @@ class View:
         return column.state
 
     def line(self, column: Column) -> str:
+        """One plain line."""
         return (f"{SERVERS[column.name]}: {self.left(column)}, {column.concurrent} open, "
                 f"{column.connections} connections, {column.requests} requests, {column.stale_events} stale, "
                 f"{column.wrong_deliveries} wrong, {column.killed} killed, {column.crossed} crossed")
 
     def table(self) -> Table:
+        """The live table."""
         room = 1 if self.console.width >= ROOMY_COLUMNS else 0
         made = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, padding=(0, room),
                      title="epollkit demo: one crowd, three servers; Ctrl-C ends it")
