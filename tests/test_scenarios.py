@@ -1,14 +1,16 @@
 """The scenarios of the design that the core answers for, on real sockets. Each docstring begins with its number.
 
-A test that waits for nothing to happen proves nothing by itself, so each asserts its situation too: the order within the
-batch, and that the newcomer has the fd and the slot of the one that was closed.
-"""
+A test that waits for nothing to happen proves nothing by itself, so each asserts its situation too: the order within
+the batch, and that the newcomer has the fd and the slot of the one that was closed. """
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import signal
 import socket
+import threading
+from pathlib import Path
 
 import pytest
 from batches import (
@@ -43,7 +45,8 @@ def stale_events(loop):
 
 
 def one_batch(loop):
-    """A turn that must have taken exactly one batch from the kernel. Returns its upcalls, and how many events there were."""
+    """A turn that must have taken exactly one batch from the kernel. Returns its upcalls, and how many events there
+    were."""
     before = loop.stats()
     made = loop.turn(0)
     after = loop.stats()
@@ -166,9 +169,9 @@ class TestASlotReusedSeveralTimesWithinABatch:
             loop.register(x, IN, log.handler("x", replace_a))
             a_token = loop.register(a.near, IN, log.handler("a"))
             settle(loop)
-            stage.fill_fd_holes(above=a_fd)
             x.fire()
             a.reset()
+            stage.fill_fd_holes(above=a_fd)
             made, events = one_batch(loop)
             stats = loop.stats()
 
@@ -180,8 +183,8 @@ class TestASlotReusedSeveralTimesWithinABatch:
         assert stats.stale_recycled == (not wrong)
 
     def test_listener(self, stage, instance_bits, reuses, wrong):
-        """2. Each owner but the last closes itself in on_open, while the others wait in the backlog: all of it happens within
-        one accept budget. A's event is a reset, so with too few bits it kills the innocent last owner."""
+        """2. Each owner but the last closes itself in on_open, while the others wait in the backlog: all of it happens
+        within one accept budget. A's event is a reset, so with too few bits it kills the innocent last owner."""
         log = Log()
         owners, owned = [], []
         with epollkit.Loop(instance_bits=instance_bits) as loop:
@@ -211,7 +214,7 @@ class TestASlotReusedSeveralTimesWithinABatch:
             last_lives = not owners[-1].is_closing
 
         assert events == 3
-        assert [name for name in log.names if name != "a"][0] == "x"
+        assert next(name for name in log.names if name != "a") == "x"
         assert owned == [(fd, index, generation + n) for n in range(1, reuses + 1)]
         assert (stats.wrong_deliveries, stats.wrong_kills) == (wrong, wrong)
         assert last_lives == (not wrong)
@@ -222,8 +225,8 @@ class TestAHandlerClosesItsOwnConnection:
     """4. An event carries IN and OUT. Whoever closes in the first half is not called for the second."""
 
     def test_the_write_half_does_not_run(self, loop, stage):
-        """4. Output is queued and the socket takes it again, when a request comes whose handler aborts the connection and
-        registers another file, which gets the fd and the slot."""
+        """4. Output is queued and the socket takes it again, when a request comes whose handler aborts the connection
+        and registers another file, which gets the fd and the slot."""
         log = Log()
         successor = []
 
@@ -259,7 +262,7 @@ class TestAHandlerClosesItsOwnConnection:
         log = Log()
         stream = Spy(log, "stream", on_data=Spy.abort)
         client = stage.stream(loop, stream)
-        send(client, stream, bytes(200_000))
+        send(client, stream, bytes(100_000))      # more than one read takes
         finish(client, stream)
         log.clear()
         loop.turn(0)
@@ -267,8 +270,8 @@ class TestAHandlerClosesItsOwnConnection:
 
 
 class TestWhatDiesWithAConnection:
-    """5. B has a timer, a posted call, a place on the ready list and an event in the batch, all due in this turn; then it is
-    closed. None of them runs."""
+    """5. B has a timer, a posted call, a place on the ready list and an event in the batch, all due in this turn; then
+    it is closed. None of them runs."""
 
     def burden(self, loop, log, stream, client):
         """Give a stream one of each."""
@@ -277,6 +280,16 @@ class TestWhatDiesWithAConnection:
         stream.write(b"from the ready list")
         send(client, stream)
 
+    def spend_read_budget(self, loop, stream, client):
+        """Send more than a stream reads in one turn: then it waits on the ready list."""
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                client.send(bytes(1 << 20))
+        wait_ready(stream)
+        loop.turn(0)
+        assert ready_events(stream) & IN, "it was read to the end: the budget was not reached"
+
     @pytest.mark.parametrize("phase", ["posted call", "timer", "ready list", "event"])
     def test_closed_by_somebody_earlier_in_the_turn(self, loop, stage, phase):
         """5. The closer runs in each of the turn's phases; what B had due in that phase and after it does not run."""
@@ -284,15 +297,13 @@ class TestWhatDiesWithAConnection:
         a, b = Spy(log, "a"), Spy(log, "b")
         a_client, b_client = stage.stream(loop, a), stage.stream(loop, b)
         log.clear()
-        loop.turn(0)
         if phase == "posted call":
             loop.call_soon(b.abort)
         if phase == "timer":
             loop.call_later(0, b.abort)
         if phase == "ready list":
-            a.then["on_error"] = lambda _: b.abort()
-            reset(a_client, a)
-            a.write(b"fails, and the error is found by the ready list")
+            self.spend_read_budget(loop, a, a_client)
+            a.then["on_data"] = lambda _: b.abort()
         if phase == "event":
             a.then["on_data"] = lambda _: b.abort()
             send(a_client, a)
@@ -326,39 +337,29 @@ class TestWhatDiesWithAConnection:
         assert loop.stats().timers == 0
 
     def test_a_spent_read_budget(self, loop, stage):
-        """5. B stopped at its read budget and waits on the ready list; A closes it there: no more bytes are delivered."""
+        """5. B stopped at its read budget and waits on the ready list; A closes it there: no more bytes are
+        delivered."""
         log = Log()
-        a, b = Spy(log, "a"), Spy(log, "b")
-        a_client, b_client = stage.stream(loop, a), stage.stream(loop, b)
-        while True:
-            b_client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
-            try:
-                b_client.send(bytes(1 << 20))
-            except BlockingIOError:
-                break
-        wait_ready(b)
-        log.clear()
-        loop.turn(0)
-        budget = sum(len(data) for _, what, data in log if what == "on_data")
-        assert ready_events(b) & IN, "B was read to the end: its budget was not reached"
+        b = Spy(log, "b")
+        b_client = stage.stream(loop, b)
+        self.spend_read_budget(loop, b, b_client)
+        assert ("b", "on_data") in [entry[:2] for entry in log]
         loop.call_soon(b.abort)
         log.clear()
         settle(loop)
-        assert budget > 0
         assert log == [("b", "on_close", None)]
-        assert a_client.fileno() >= 0
-        assert not a.is_closing
 
     def test_its_calls_do_not_pass_to_the_next_owner_of_the_slot(self, loop, stage):
         """5. B's slot is taken again at once; what B had due is not run on the newcomer's behalf, nor taken from it."""
         log = Log()
-        b = Spy(log, "b")
+        b, c = Spy(log, "b"), Spy(log, "c")
         b_client = stage.stream(loop, b)
+        listener = stage.listen(loop, lambda: c)
         index = b.token.index
+        stage.connect(listener)
         self.burden(loop, log, b, b_client)
         b.abort()
-        c = Spy(log, "c")
-        stage.stream(loop, c)
+        loop.turn(0)
         assert c.token.index == index
         timer = c.call_later(3600, log.call("timer of c"))
         settle(loop)
@@ -403,8 +404,8 @@ class TestAnExceptionEndsOneHandlerOnly:
 
     @pytest.mark.parametrize("upcall", ["on_open", "on_data", "on_eof", "on_error", "on_close"])
     def test_stream(self, loop, stage, reported, upcall):
-        """22. A stream raises in any of its upcalls: that connection ends, with its own exception as the reason, and the event
-        behind it in the batch is delivered."""
+        """22. A stream raises in any of its upcalls: that connection ends, with its own exception as the reason, and
+        the event behind it in the batch is delivered."""
         log = Log()
         failure = ValueError(f"{upcall} fails")
 
@@ -517,7 +518,7 @@ class TestExclusive:
     def test_it_can_not_be_added_later(self, loop, stage):
         """24. modify() of a plain registration."""
         token = stage.watch(loop, stage.event(), IN, Log().handler("event"))
-        with pytest.raises(epollkit.UsageError, match="EXCLUSIVE can't be modified or added later"):
+        with pytest.raises(epollkit.UsageError, match="EXCLUSIVE can't be modified"):
             loop.modify(token, IN | EXCLUSIVE)
         loop.modify(token, IN | OUT)
 
@@ -546,8 +547,8 @@ class TestInternalTags:
     """26. The loop's own wake-ups have slots like everybody else, so no tag of theirs can equal a user's."""
 
     def test_a_wake_up_reaches_no_user(self, stage):
-        """26. With one bit of generation compared, the wake-up's event is in a batch with those of users in fresh and in
-        recycled slots: each is told of its own event only."""
+        """26. With one bit of generation compared, the wake-up's event is in a batch with those of users in fresh and
+        in recycled slots: each is told of its own event only."""
         log = Log()
         with epollkit.Loop(instance_bits=1) as loop:
             events = stage.events(8)
@@ -584,7 +585,8 @@ class TestInternalTags:
 
     def test_users_can_not_reach_them(self, loop):
         """26. Their fds are registered already, as anybody can see; there is no token of theirs to be had."""
-        internal = [int(line.split()[1]) for line in open(f"/proc/self/fdinfo/{loop.fileno()}") if line.startswith("tfd:")]
+        entries = Path(f"/proc/self/fdinfo/{loop.fileno()}").read_text().splitlines()
+        internal = [int(line.split()[1]) for line in entries if line.startswith("tfd:")]
         assert len(internal) == 1
         with pytest.raises(epollkit.UsageError, match="already registered"):
             loop.register(internal[0], IN, print)
@@ -649,7 +651,8 @@ class TestAnFdClosedBehindTheLoop:
         assert log == [("stream", "on_open", None), ("stream", "on_data", b"x")]
 
     def test_a_number_that_is_open_again_but_not_registered(self, loop, stage):
-        """31. modify() finds out that the file behind the number is another; unregister() ends what is left, quietly."""
+        """31. modify() finds out that the file behind the number is another; unregister() ends what is left,
+        quietly."""
         first, second, other = stage.event(), stage.event(), stage.event()
         tokens = [stage.watch(loop, event, IN, print) for event in (first, second)]
         os.dup2(other.fd, first.fd)
@@ -700,7 +703,8 @@ class TestCtrlCInTheMiddleOfABatch:
         assert failures == []
 
     def test_the_interrupted_edge_is_not_lost(self, loop, stage):
-        """32. B is interrupted before it has read anything: it is called again, with the same events, without a new edge."""
+        """32. B is interrupted before it has read anything: it is called again, with the same events, without a new
+        edge."""
         log = Log()
         pair = stage.pair()
         interrupts = iter([True, False])
@@ -714,13 +718,14 @@ class TestCtrlCInTheMiddleOfABatch:
         pair.send()
         with pytest.raises(KeyboardInterrupt):
             loop.run()
-        assert loop.turn(0) == 0        # the rest of that batch: nothing
+        assert log == [("b", IN)]
         assert loop.turn(0) == 1
         assert log == [("b", IN), ("b", IN)]
         assert loop.turn(0) == 0
 
     def test_a_stream_reads_on(self, loop, stage):
-        """32. A stream is interrupted in on_data, with more bytes and the peer's end to be read: they come in the next turns."""
+        """32. A stream is interrupted in on_data, with more bytes and the peer's end to be read: they come in the next
+        turns."""
         log = Log()
         interrupts = iter([True])
         stream = Spy(log, "stream", on_data=lambda _: next(interrupts, False) and self.interrupt())
@@ -735,7 +740,7 @@ class TestCtrlCInTheMiddleOfABatch:
         loop.turn(0)
         received = b"".join(value for _, what, value in log if what == "on_data")
         assert received == b"1" * 100_000
-        assert [what for _, what, _ in log][-2:] == ["on_eof", "on_close"]
+        assert [what for _, what, _ in log].index("on_eof") == len(log) - 1
 
     def test_events_of_those_who_left_meanwhile_are_stale(self, loop, stage):
         """32. Between the two turns the user unregisters C and registers another in its slot: the rest of the batch is
@@ -788,12 +793,21 @@ class TestCtrlCInTheMiddleOfABatch:
         assert log.names == ["first", "second", "third"]
 
     def test_while_it_waits(self, loop):
-        """32. Nothing is going on; a thread of the system sends the signal while run() is blocked in the kernel."""
-        loop.call_later(0.02, signal.pthread_kill, signal.pthread_self() if hasattr(signal, "pthread_self") else
-                        __import__("threading").main_thread().ident, signal.SIGINT)
+        """32. Nothing is going on; the signal comes while run() is about to block, or blocked already."""
+        started = threading.Event()
+        main_thread = threading.get_ident()
+
+        def interrupt():
+            started.wait()
+            signal.pthread_kill(main_thread, signal.SIGINT)
+
+        sender = threading.Thread(target=interrupt)
+        sender.start()
+        loop.call_soon(started.set)
         with pytest.raises(KeyboardInterrupt):
             loop.run()
-        assert loop.turn(0) == 0
+        sender.join()
+        settle(loop)
 
 
 class TestStaleEventsAreClassified:
@@ -845,8 +859,8 @@ class TestStaleEventsAreClassified:
         assert stale_events(loop) == (1, 0, 0)
 
     def test_orphan(self, loop, stage):
-        """6. A copy of a closed connection's descriptor keeps its entry in the epoll set: events of it are still reported, and
-        dropped, in later batches; also when the slot has a new owner."""
+        """6. A copy of a closed connection's descriptor keeps its entry in the epoll set: events of it are still
+        reported, and dropped, in later batches; also when the slot has a new owner."""
         log = Log()
         stream = Spy(log, "stream")
         client = stage.stream(loop, stream)
@@ -882,8 +896,8 @@ class TestStaleEventsAreClassified:
 
 
 def test_a_forked_child_that_holds_a_connection():
-    """6. A child that never runs our at-fork hook holds every fd; the parent closes its connection: no upcall for what comes
-    afterwards, and the counter tells."""
+    """6. A child that never runs our at-fork hook holds every fd; the parent closes its connection: no upcall for what
+    comes afterwards, and the counter tells."""
     print_stats = """
 import ctypes, os, signal, socket, epollkit
 calls = []

@@ -1,8 +1,8 @@
 """Vocabulary for tests: real descriptors whose events come in a known order, in one batch.
 
-Epoll reports in the order in which descriptors became ready. So a test registers everything, lets the loop settle (what is
-watched for OUT is ready at once), makes one descriptor after the other ready, waiting each time until the kernel says so,
-and then makes one `turn(0)`: that is the batch.
+Epoll reports in the order in which descriptors became ready. So a test registers everything, lets the loop settle (what
+is watched for OUT is ready at once), makes one descriptor after the other ready, waiting each time until the kernel
+says so, and then makes one `turn(0)`: that is the batch.
 
     stage           what the test opens; all of it is closed at the end
     Pair, Event     a TCP connection, an eventfd: things to make ready

@@ -5,8 +5,10 @@
         client.send(b"GET / HTTP/1.1\\r\\nHost: a\\r\\n\\r\\n")
         assert client.receive_response().status == 200
 
-The loop runs only inside `Bench.turn_until` and what is built on it, so a test decides what is there when the loop looks.
+The loop runs only inside `Bench.turn_until` and what is built on it, so a test decides what is there when it looks.
 Nobody sleeps: waiting is a turn of the loop, with a deadline.
+
+`Served` is the other thing: `epollkit serve` in a process of its own, for real clients and for what only a process has.
 """
 from __future__ import annotations
 
@@ -16,11 +18,15 @@ import http.client
 import io
 import os
 import select
+import signal
 import socket
 import struct
+import subprocess
+import sys
 import termios
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import epollkit
@@ -45,7 +51,7 @@ class Bench:
     def __exit__(self, kind: object, *exception: object) -> None:
         for listener in self.listeners:
             listener.close()
-        for client in self.clients:
+        for client in list(self.clients):
             client.close()
         if kind is None:
             self.turn_until(lambda: self.loop.stats().live == 0)
@@ -155,6 +161,12 @@ class Client:
         if family != socket.AF_UNIX:
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
     # -- sending
 
     def offer(self, data: bytes) -> int:
@@ -199,6 +211,8 @@ class Client:
 
     def close(self) -> None:
         self.socket.close()
+        if self in self.bench.clients:
+            self.bench.clients.remove(self)
 
     def arrived(self) -> None:
         """Everything sent, a FIN too, is in the server's socket (TCP)."""
@@ -349,11 +363,13 @@ class Factory:
         return self.made[-1]
 
 
-def open_pair(bench: Bench, factory: Factory | None = None, address: Any = ("127.0.0.1", 0),
-              **options: Any) -> tuple[Any, Client]:
-    """One connection: the server's stream, opened, and its client."""
+def open_pair(bench: Bench, factory: Factory | None = None, address: Any = ("127.0.0.1", 0), *, server_receive: int = 0,
+              server_send: int = 0, **options: Any) -> tuple[Any, Client]:
+    """One connection: the server's stream, opened, and its client. `server_…`: its socket buffers, in bytes."""
     factory = factory or Factory()
-    client = bench.connect(bench.listen(factory, address), **options)
+    listener = bench.listen(factory, address)
+    set_buffers(listener.fileno(), server_receive, server_send)
+    client = bench.connect(listener, **options)
     bench.turn_until(lambda: factory.made)
     bench.quiet()
     return factory.made[-1], client
@@ -367,7 +383,7 @@ def cuts(data: bytes, every: int = 300) -> list[list[bytes]]:
 
 
 def set_buffers(fd: int, receive: int = 0, send: int = 0) -> None:
-    """SO_RCVBUF and SO_SNDBUF of any socket's fd; a listener's are inherited by what it accepts. 0: left alone."""
+    """SO_RCVBUF and SO_SNDBUF of any socket's fd; a TCP listener's are inherited by what it accepts. 0: left alone."""
     with socket.socket(fileno=os.dup(fd)) as copy:
         if receive:
             copy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive)
@@ -397,3 +413,55 @@ def wait_for(fd: int, events: int) -> None:
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not any(found & events for _, found in poller.poll(100)):
         assert time.monotonic() < deadline, f"no event of {events:#x} on fd {fd}"
+
+
+def epollkit_command() -> list[str]:
+    """The installed script, or the module where there is none."""
+    script = Path(sys.executable).parent / "epollkit"
+    return [str(script)] if script.exists() else [sys.executable, "-m", "epollkit.cli"]
+
+
+class Served:
+    """`epollkit serve` with these arguments, in a process of its own that serves by the time `with` is entered.
+
+    `url` is what it printed: "http://127.0.0.1:40000", or "unix:/path". Ended with SIGINT unless `stop` was called.
+    """
+
+    def __init__(self, *arguments: str, directory: Path, environment: dict[str, str] | None = None) -> None:
+        self.command = [*epollkit_command(), "serve", *arguments]
+        self.directory = directory
+        self.environment = {**os.environ, **(environment or {})}
+        self.url = ""
+
+    def __enter__(self) -> Served:
+        self.process = subprocess.Popen(self.command, cwd=self.directory, env=self.environment, text=True,
+                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line.startswith("epollkit serves on "):
+            self.process.kill()
+            raise AssertionError(f"{line!r} {self.process.communicate()}")
+        self.url = line.split()[3]
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+        try:
+            self.process.communicate(timeout=PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.communicate()
+            raise
+
+    def connect(self) -> socket.socket:
+        """A blocking client."""
+        host, _, port = self.url.removeprefix("http://").rpartition(":")
+        return socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE_SECONDS)
+
+    def stop(self, signum: int) -> tuple[int, str, str, float]:
+        """Exit status, the rest of its standard output, its standard error, and the seconds it took to end."""
+        start = time.monotonic()
+        self.process.send_signal(signum)
+        output, errors = self.process.communicate(timeout=PATIENCE_SECONDS)
+        return self.process.returncode, output, errors, time.monotonic() - start
