@@ -1,4 +1,4 @@
-"""`python -m stress [NAME] [--seconds N] [--seed S]`. Exit status: 0 all held, 1 one did not, or could not run, 2 usage."""
+"""`python -m stress [NAME] [--seconds N] [--seed S]`. Exit status: 0 all held, 1 one did not or could not run."""
 from __future__ import annotations
 
 import argparse

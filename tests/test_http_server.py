@@ -1,10 +1,12 @@
 """The HTTP/1.1 server over real sockets: what it answers, what it refuses, and that nothing behind a refusal runs."""
 from __future__ import annotations
 
+import contextlib
 import email.utils
 import http
 import itertools
 import logging
+import os
 import re
 import select
 import signal
@@ -661,6 +663,46 @@ def test_a_refusal_names_its_reason(bench, app):
     answer = client.receive_response()
     assert answer.header("Content-Type") == "text/plain"
     assert re.fullmatch(rb"400 Bad Request: .*field name.*\n", answer.body)
+
+
+CLIENT_STEPS = st.sampled_from(["turn", "turn", "read a little", "read", "nothing"])
+
+
+@settings(max_examples=80)
+@given(st.lists(st.sampled_from(REQUESTS), max_size=6), st.booleans(), st.integers(1, 4000),
+       st.lists(st.tuples(st.integers(1, 400), CLIENT_STEPS), max_size=12),
+       st.sampled_from(["end", "close", "reset"]), st.sampled_from([10, 20_000, 400_000]), st.booleans())
+def test_whatever_a_client_does_only_whole_requests_before_a_refused_one_run_and_in_order(
+        requests, refused, rest, steps, end, answer_size, unix):
+    """Pieces of any size, with or without reading, then a half-close, a close or a reset, over TCP and unix sockets."""
+    expected = [request.split()[1].decode().partition("?")[0] for request in requests]
+    stream = b"".join(requests) + (b"BAD\r\n\r\n" + CANARY if refused else b"")
+    paths = []
+
+    def app(request):
+        paths.append(request.path)
+        return Response(b"x" * answer_size)
+
+    with epollkit.Loop() as loop, Bench(loop) as bench:
+        address = f"\0epollkit test {os.getpid()}" if unix else ("127.0.0.1", 0)
+        client = bench.connect(bench.serve(app, address), receive_buffer=4096)
+        with contextlib.suppress(ConnectionError):
+            for size, step in [*steps, (rest, "turn")]:
+                stream = stream[client.offer(stream[:size]):]
+                if step == "turn":
+                    loop.turn(0)
+                elif step != "nothing":
+                    client.read(limit=100 if step == "read a little" else 1 << 20)
+            if end == "end":
+                client.end()
+                client.take_all()
+        if end == "reset" and not unix:
+            client.reset()
+        else:
+            client.close()
+    assert paths == expected[:len(paths)]
+    if end == "end" and not stream:
+        assert paths == expected
 
 
 # -- applications that misbehave ---------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Streams: which upcalls come, in which order, with what; what becomes of what is written; and that an end is one."""
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import os
@@ -12,6 +13,8 @@ import sys
 import textwrap
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from wire import Bench, Client, Factory, Recorder, open_pair, set_buffers, wait_for
 
 import epollkit
@@ -996,6 +999,49 @@ def test_ctrl_c_in_a_handler_leaves_the_turn_and_loses_nothing(bench):
     client.send(b"go on")
     assert client.take(5) == b"seen "
     assert stream.data == b"stopgo on"
+
+
+# -- whatever the peer does --------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=80)
+@given(st.lists(st.tuples(st.integers(0, 200_000), st.sampled_from(["turn", "turn", "read", "nothing", "write"])),
+                max_size=12),
+       st.sampled_from(["end", "close", "reset"]), st.sampled_from([Recorder, Echo]), st.booleans())
+def test_whatever_a_peer_does_the_upcalls_tell_it_truly(steps, end, stream_class, unix):
+    """What was delivered is what was sent, from its beginning; on_open is first, on_close last; an end is reported only
+    where there was one, and then nothing is missing."""
+    sent = bytearray()
+    factory = Factory(stream_class)
+    with epollkit.Loop() as loop, Bench(loop) as bench:
+        address = f"\0epollkit test {os.getpid()}" if unix else TCP
+        stream, client = open_pair(bench, factory, address, receive_buffer=4096)
+        with contextlib.suppress(ConnectionError):
+            for size, step in steps:
+                sent += (data := MEGABYTE[:size])[:client.offer(data)]
+                if step == "turn":
+                    loop.turn(0)
+                elif step == "read":
+                    client.read()
+                elif step == "write" and not stream.is_closing:
+                    stream.write(b"x" * size)
+            if end == "end":
+                client.end()
+                client.take_all()
+        if end == "reset" and not unix:
+            client.reset()
+        else:
+            client.close()
+        bench.turn_until(lambda: stream.closed)
+    assert stream.names[0] == "open"
+    error = stream.close_error
+    assert sent.startswith(stream.data)
+    if "eof" in stream.names:
+        assert stream.data == sent
+    assert ("error" in stream.names) == (error is not None and "eof" not in stream.names)
+    if end == "end":
+        assert error is None
+        assert stream.data == sent
 
 
 # -- calls that die with the stream ------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Timers and posted calls: their order, and never early. Nothing here sleeps: the clock is the loop's own."""
 from __future__ import annotations
 
+import gc
 import random
 import threading
 import time
@@ -482,6 +483,7 @@ class TestOfAStream:
             stream.call_soon(int).cancel()
             loop.turn(0)
         assert loop.stats().timers == 1
+        assert sum(isinstance(found, epollkit.Timer) for found in gc.get_objects()) < 50
         stream.abort()
         assert not keeper.active
         assert loop.stats().timers == 0

@@ -115,9 +115,10 @@ def run(options: argparse.Namespace) -> int:
     app = hello if options.app is None else load(options.app, options.app_dir)
     serve(app, options.host, options.port, uds=options.uds, backlog=options.backlog,
           reuse_port=switch_on("reuse-port", options.reuse_port),
-          defer_accept=switch_on("defer-accept", options.defer_accept), max_connections=options.limit_connections, on_listening=announce,
+          defer_accept=switch_on("defer-accept", options.defer_accept),
+          max_connections=options.limit_connections, on_listening=announce,
           limit_request_line=options.limit_request_line, limit_request_fields=options.limit_request_fields,
           limit_request_field_size=options.limit_request_field_size, limit_request_body=options.limit_request_body,
-          timeout_header=options.timeout_header, timeout_body=options.timeout_body, timeout_write=options.timeout_write,
-          timeout_keep_alive=options.timeout_keep_alive)
+          timeout_header=options.timeout_header, timeout_body=options.timeout_body,
+          timeout_write=options.timeout_write, timeout_keep_alive=options.timeout_keep_alive)
     return 0
