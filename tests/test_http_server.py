@@ -621,6 +621,29 @@ def test_a_refused_request_that_waits_behind_unread_answers(bench, app):
     assert app.paths == ["/"] * 5
 
 
+@pytest.mark.parametrize("end", ["refused", "closed by the application"])
+def test_input_that_arrives_while_the_last_answer_is_made_does_not_destroy_it(bench, end):
+    """The client's next bytes are in the socket, unread, when the server closes: a plain close(2) would reset, and what
+    the client has not read yet would be lost to it."""
+    paths = []
+
+    def app(request):
+        paths.append(request.path)
+        client.offer(CANARY * 100)      # comes between the last read and the close
+        client.arrived()
+        return Response(b"x" * 100, headers=((b"connection", b"close"),) if request.path == "/close" else ())
+
+    client = bench.connect(bench.serve(app))
+    client.offer(get(b"/1") + (b"BAD\r\n\r\n" if end == "refused" else get(b"/close")))
+    assert client.receive_response().status == 200
+    if end == "refused":
+        check_refusal(client, 400)
+    else:
+        assert client.receive_response().header("Connection") == "close"
+        assert client.eof()
+    assert paths == (["/1"] if end == "refused" else ["/1", "/close"])
+
+
 def test_a_refused_request_then_half_close(bench, app):
     client = bench.connect(bench.serve(app))
     client.offer(b"BAD\r\n\r\n" + CANARY)
@@ -1071,10 +1094,11 @@ def test_a_connection_that_is_not_admitted_is_reset_and_never_reaches_the_applic
     first.receive_responses(2)
     allowed = False
     second = bench.connect(listener)
+    second_address = second.socket.getsockname()
     second.offer(CANARY)
     assert isinstance(second.broke(), ConnectionResetError)
     assert second.received == b""
-    assert asked == [first.socket.getsockname(), (asked[1][0], asked[1][1])]
+    assert asked == [first.socket.getsockname(), second_address]
     assert app.paths == ["/1", "/2"]
 
 

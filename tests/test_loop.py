@@ -4,15 +4,29 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import gc
+import operator
 import os
 import select
 import signal
 import socket
 import threading
 import weakref
+from pathlib import Path
 
 import pytest
-from batches import LOCAL, Log, Spy, Stage, in_child, in_thread, kept_signal_handler, send, settle, turn_until
+from batches import (
+    LOCAL,
+    PATIENCE_SECONDS,
+    Log,
+    Spy,
+    Stage,
+    in_child,
+    in_thread,
+    kept_signal_handler,
+    send,
+    settle,
+    turn_until,
+)
 
 import epollkit
 from epollkit import IN, UsageError
@@ -118,21 +132,26 @@ class TestTurn:
         assert loop.turn(0) == 1
         assert log.names == ["first", "second"]
 
-    def test_other_threads_run_while_it_never_blocks(self, loop):
-        """A loop that always has something to do still gives up the GIL, every few milliseconds."""
-        done = threading.Event()
+    def test_other_threads_run_while_it_never_blocks(self, loop, stage):
+        """A loop that always has something to do, and whose handlers are not Python code, gives up the GIL all the
+        same, every few milliseconds."""
+        listening = stage.listening()
+        stage.watch(loop, listening, IN, operator.is_)      # level-triggered, and nobody accepts: busy for ever
+        stage.connect(listening)
+        read, write = os.pipe()
+        stage.callback(os.close, read)
+        stage.callback(os.close, write)
 
-        def busy():
-            if not done.is_set():
-                loop.call_soon(busy)
+        def wait_and_stop():
+            os.read(read, 1)
+            loop.call_soon_threadsafe(loop.stop)
 
-        thread = threading.Thread(target=done.set)
-        busy()
-        loop.call_soon(thread.start)
-        while not done.is_set():
-            loop.turn(0)
+        thread = threading.Thread(target=wait_and_stop)
+        thread.start()
+        loop.call_soon(os.write, write, b"x")
+        loop.run()
         thread.join()
-        settle(loop)
+        assert loop.turn(0) == 1
 
 
 class TestNesting:
@@ -302,6 +321,34 @@ class TestSignals:
         loop.call_soon(threads[0].start)
         loop.run()
         threads[0].join()
+        assert log.names == ["signal"]
+        loop.remove_signal_handler(signal.SIGUSR1)
+
+    def test_it_wakes_run_when_another_thread_took_the_signal(self, loop, log):
+        """The kernel may deliver a signal to any thread: then no call of the main thread is interrupted, and only the
+        wake-up fd tells the loop."""
+        task = Path(f"/proc/self/task/{threading.get_native_id()}/syscall")
+
+        def blocked():
+            """Whether the main thread is in epoll_pwait2, as far as this system tells."""
+            try:
+                return task.read_text().split()[0] == "441"
+            except OSError:
+                return True
+
+        def take_signal():
+            for _ in range(20_000):
+                if blocked():
+                    break
+            signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
+
+        loop.add_signal_handler(signal.SIGUSR1, log.call("signal", loop.stop))
+        thread = threading.Thread(target=take_signal)
+        loop.call_soon(thread.start)
+        fallback = loop.call_later(PATIENCE_SECONDS, log.call("nothing woke it", loop.stop))
+        loop.run()
+        thread.join()
+        fallback.cancel()
         assert log.names == ["signal"]
         loop.remove_signal_handler(signal.SIGUSR1)
 

@@ -526,6 +526,22 @@ def test_the_batch_number_wraps(loop, stage, left):
 
 
 @pytest.mark.debug_build
+def test_what_was_registered_before_the_batch_number_wrapped(loop, stage):
+    """It comes round to the very number under which they were registered: they are old all the same, and their events
+    are theirs."""
+    from epollkit import _debug
+    log = Log()
+    event = stage.event()
+    token = stage.watch(loop, event, IN, log.handler("event"))
+    assert _debug.slot_fields(loop, token.index)["registered_batch"] == 1
+    _debug.set_batch(loop, 2**32 - 1)
+    event.fire()
+    assert loop.turn(0) == 1
+    assert log.names == ["event"]
+    assert loop.stats().wrong_deliveries == 0
+
+
+@pytest.mark.debug_build
 def test_slots_are_as_large_as_the_plan_says():
     """One cache line."""
     from epollkit import _debug

@@ -5,6 +5,7 @@ import gc
 import random
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from batches import PATIENCE_SECONDS, Log, Spy, Stage, in_child, in_thread, settle, turn_until
@@ -572,12 +573,20 @@ class TestFromOtherThreads:
         settle(loop)
 
     def test_wake_ups_are_coalesced(self, loop):
-        """A thousand posts before a turn cost one wake-up event; the next post wakes again."""
+        """A thousand posts before a turn cost one write, and one wake-up event; the next post wakes again."""
+        def written():
+            entries = Path(f"/proc/self/fdinfo/{loop.fileno()}").read_text().split()
+            wake_fd = entries[entries.index("tfd:") + 1]
+            counter = Path(f"/proc/self/fdinfo/{wake_fd}").read_text().split()
+            return int(counter[counter.index("eventfd-count:") + 1], 16)
+
         log = []
         for _ in range(3):
             before = loop.stats()
             in_thread(lambda: [loop.call_soon_threadsafe(log.append, number) for number in range(1000)])
+            assert written() == 1
             settle(loop)
+            assert written() == 0
             assert loop.stats().events - before.events == 1
         assert log == [*range(1000)] * 3
 
