@@ -13,6 +13,7 @@ from epollkit._tokens cimport Anchor, Token
 
 cdef enum:
     DEADLINE_BUDGET = 4096          # endpoints timed out per turn
+    ORPHANS_TO_REBUILD = 64         # fewer are cheaper to drop than the set is to replace
     UNLIMITED_SLOTS = 1024          # listeners and wake-ups, beside max_connections
 
 
@@ -26,6 +27,7 @@ cdef struct Counters:
     uint64_t accepted
     uint64_t closed                 # registrations released, for whatever reason
     uint64_t lost                   # of those, because the user closed the fd behind the loop's back
+    uint64_t rebuilds               # of the epoll set, because it kept reporting orphans
 
 
 cdef class Endpoint:
@@ -41,13 +43,8 @@ cdef class Endpoint:
     cdef int on_closed(self, object reason) except -1       # released earlier in this turn; reason: exception or None
     cdef int on_room(self) except -1                        # it asked to be told when a registration ends: now
 
+    cdef object blamed(self)                                # what a report of its exception names: itself
     cdef Loop owner(self)           # UsageError when it is not live
-
-
-cdef class RawEndpoint(Endpoint):
-    """`Loop.register`: a Python callable that is told everything and owns its fd."""
-    cdef object handler
-    cdef Token registration
 
 
 cdef class Wakeup(Endpoint):
@@ -61,6 +58,8 @@ cdef class Loop:
     cdef Counters counters
     cdef int epoll_fd, wake_fd
     cdef bint closed, turning, stopping
+    cdef bint forked                # this process has forked: a child may hold copies of our descriptors
+    cdef bint inherited             # this process is such a child
     cdef uint32_t internal          # live slots that are the loop's own
     cdef bint wake_sent             # the eventfd was written and not yet read: coalesces wake-ups
     cdef unsigned long thread
@@ -72,6 +71,8 @@ cdef class Loop:
     cdef int batch_cursor
     cdef uint32_t batch             # its number; starts at 1, 0 means never
     cdef int64_t released_gil_ns
+    cdef uint32_t orphans           # stale events of files that somebody keeps open, since the last rebuild
+    cdef int64_t rebuilt_ns
 
     cdef SlotList ready             # slots to be run again without a new edge
     cdef Anchor anchor
@@ -96,14 +97,14 @@ cdef class Loop:
 
     # inside
     cpdef int check_usable(self) except -1
-    cdef Token register_raw(self, int fd, uint32_t events, object handler, uint16_t flags)
-    cdef Slot *resolve(self, Token token) except NULL
-    cdef int claim(self, int fd) except -1
+    cdef bint holds_its_fd(self, const Slot *slot) noexcept
     cdef int lose(self, Slot *slot) except -1
     cdef int enter(self) except -1
     cdef Py_ssize_t turn_once(self, int64_t timeout_ns) except -1
     cdef int64_t wait_limit(self, int64_t timeout_ns, int64_t now_ns) noexcept
     cdef int wait(self, int64_t timeout_ns) except -1
+    cdef int drop_stale(self, uint64_t tag) noexcept
+    cdef int rebuild(self) except -1
     cdef Py_ssize_t dispatch(self) except -1
     cdef int deliver(self, Slot *slot, uint32_t events) except -1
     cdef int deliver_astray(self, Slot *slot, uint32_t events) except -1

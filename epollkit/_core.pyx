@@ -16,20 +16,21 @@ cimport cython
 from epollkit cimport _sys
 from epollkit._calls cimport Calls, Timer, delay_ns
 from epollkit._slots cimport (
-    MAX_SLOTS, NO_SLOT, SLOT_BOUND_CALLS, SLOT_EXCLUSIVE, SLOT_INTERNAL, SLOT_OWNS_FD, SLOT_PEER_CLOSED, SLOT_READY,
-    SLOT_TELLS_CLOSE, SLOT_UNLIMITED, SLOT_WATCHED, STALE_CLOSED, STALE_ORPHAN, STALE_RECYCLED, Slot, slot_append,
-    slot_at, slot_for, slot_invalidate, slot_named, slot_of_fd, slot_recycle, slot_staleness, slot_tag, slot_take,
-    slot_unlink, slots_forget_batches, slots_free, slots_init,
+    MAX_SLOTS, NO_SLOT, SLOT_BOUND_CALLS, SLOT_CONNECTION, SLOT_DISARMED, SLOT_EXCLUSIVE, SLOT_INTERNAL, SLOT_OWNS_FD,
+    SLOT_PEER_CLOSED, SLOT_READY, SLOT_TELLS_CLOSE, SLOT_UNLIMITED, SLOT_WATCHED, STALE_CLOSED, STALE_ORPHAN,
+    STALE_RECYCLED, Slot, Staleness, slot_append, slot_at, slot_for, slot_invalidate, slot_of_fd, slot_recycle,
+    slot_staleness, slot_tag, slot_take, slot_unlink, slots_forget_batches, slots_free, slots_init,
 )
 from epollkit._sys cimport EK_ASSERT
-from epollkit._tokens cimport Anchor, Token, make_token
+from epollkit._tokens cimport Anchor, make_token
 from epollkit._timers cimport TimerNode, timers_defer, timers_first_ns, timers_free, timers_remove, timers_set
 
-from epollkit._checks import checked_events, checked_fd, checked_number, checked_timeout_ns
+from epollkit._checks import checked_number, checked_timeout_ns
 from epollkit.errors import LimitReached, StaleToken, UsageError
 from epollkit.stats import LoopStats
 
 cdef uint32_t PEER_GONE = _sys.EPOLLRDHUP | _sys.EPOLLHUP
+cdef int64_t REBUILD_PAUSE_NS = 1000000000
 cdef int64_t GIL_SLICE_NS = 5000000     # a loop that never blocks still lets other threads run, this often
 cdef int64_t MAX_WAIT_NS = 3600000000000    # an hour: a wait nobody asked to end is still looked at now and then
 
@@ -64,6 +65,9 @@ cdef class Endpoint:
     cdef int on_room(self) except -1:
         return 0
 
+    cdef object blamed(self):
+        return self
+
     @property
     def loop(self):
         """The loop it belongs to, from registration to the end of on_close; UsageError outside of that."""
@@ -86,12 +90,6 @@ cdef class Endpoint:
         """The fd, which stays the loop's; UsageError when it is not live."""
         self.owner()
         return self.slot.fd
-
-
-cdef class RawEndpoint(Endpoint):
-    cdef int on_ready(self, uint32_t events) except -1:
-        self.handler(self.registration, events)
-        return 0
 
 
 cdef class Wakeup(Endpoint):
@@ -207,115 +205,15 @@ cdef class Loop:
 
     cpdef int check_usable(self) except -1:
         """UsageError where the loop is closed, or belongs to another thread."""
+        if self.inherited:
+            raise UsageError("this loop belongs to the parent process; a forked child makes its own")
         if self.closed:
             raise UsageError("this loop is closed")
         if PyThread_get_thread_ident() != self.thread:
             raise UsageError("this loop belongs to another thread; from here only call_soon_threadsafe() may be called")
         return 0
 
-    # -- registrations, the raw API ------------------------------------------------------------------------------------
-
-    def register(self, fd, events, handler):
-        """Watch any pollable fd: `handler(token, events)` gets the whole mask of each edge. Returns a `Token`.
-
-        Args:
-            fd: an int or anything with `fileno()`. It stays the caller's: the loop never closes it.
-            events: `IN | OUT | PRI | ONESHOT | EXCLUSIVE`. Edge-triggered always, and RDHUP is added (not with
-                EXCLUSIVE, which forbids it); a listening socket is level-triggered. ERR and HUP come unasked
-                (epoll_ctl(2)).
-            handler: an edge is reported once, so read or write until EAGAIN; a repeated edge must do no harm.
-                One that raises is reported and unregistered.
-
-        Raises UsageError: the fd is closed, already registered, or not pollable; a wrong mask; LimitReached:
-            `max_connections` are registered. OSError: the kernel's own limits (ENOSPC: fs.epoll.max_user_watches).
-        """
-        cdef uint32_t mask
-        cdef int number, listening
-        self.check_usable()
-        number = checked_fd(fd)
-        mask = checked_events(events)
-        if not callable(handler):
-            raise UsageError(f"a handler is called as handler(token, events); {handler!r} can't be called")
-        listening = _sys.ek_is_listening(number)
-        if listening < 0:           # before the table fd -> slot is made to reach that far
-            raise UsageError(f"fd {number} is closed")
-        self.claim(number)
-        if self.at_limit():
-            raise LimitReached(f"max_connections={self.max_connections} are registered already")
-        if not mask & _sys.EPOLLEXCLUSIVE:
-            mask |= _sys.EPOLLRDHUP
-        if not listening:
-            mask |= _sys.EPOLLET
-        return self.register_raw(number, mask, handler, 0)
-
-    def _register_internal(self, int fd, events, handler):
-        """For the loop's own wake-ups: not counted, not limited, ended by close() only."""
-        self.check_usable()
-        return self.register_raw(fd, events | _sys.EPOLLET, handler, SLOT_INTERNAL | SLOT_UNLIMITED)
-
-    cdef Token register_raw(self, int fd, uint32_t events, object handler, uint16_t flags):
-        cdef RawEndpoint endpoint = RawEndpoint.__new__(RawEndpoint)
-        cdef Slot *slot
-        slot = self.attach(endpoint, fd, flags)
-        endpoint.handler = handler
-        endpoint.registration = make_token(self.anchor, slot)
-        try:
-            self.watch(slot, events)
-        except BaseException:
-            self.release(slot, None)
-            raise
-        return endpoint.registration
-
-    def modify(self, Token token not None, events):
-        """Change what a raw registration is watched for; also re-arms a ONESHOT. An edge that is already there is
-        reported again. Raises StaleToken: the registration is gone; UsageError: it is EXCLUSIVE (epoll_ctl(2) has no
-        MOD for those), or belongs to a stream or listener.
-        """
-        cdef Slot *slot
-        cdef uint32_t mask
-        self.check_usable()
-        mask = checked_events(events)
-        slot = self.resolve(token)
-        if mask & _sys.EPOLLEXCLUSIVE or slot.flags & SLOT_EXCLUSIVE:
-            raise UsageError("EXCLUSIVE can't be modified, or added later (epoll_ctl(2)); unregister, register again")
-        self.rewatch(slot, mask | _sys.EPOLLRDHUP | (slot.events & _sys.EPOLLET))
-
-    def unregister(self, Token token not None):
-        """End a raw registration; the fd stays open. Events of it that wait in the batch at hand are dropped as stale.
-        Raises StaleToken: it is gone already; whoever has its fd or slot now is left alone.
-        """
-        cdef Slot *slot
-        self.check_usable()
-        slot = self.resolve(token)
-        self.unwatch(slot)
-        self.release(slot, None)
-
-    cdef Slot *resolve(self, Token token) except NULL:
-        cdef Slot *slot
-        if token.anchor is not self.anchor:
-            raise UsageError(f"{token!r} belongs to another loop")
-        slot = slot_named(&self.slots, token.index, token.generation)
-        if slot == NULL:
-            raise StaleToken(f"{token!r}: that registration is gone")
-        if slot.flags & SLOT_INTERNAL or not isinstance(<object>slot.endpoint, RawEndpoint):
-            raise UsageError(f"{token!r} belongs to a {type(<object>slot.endpoint).__name__}; use its own methods")
-        return slot
-
-    cdef int claim(self, int fd) except -1:
-        """A user wants to register fd, and a live slot has it: is that the same open file, or did the user close it
-        behind our back and the kernel hand the number out again? The kernel knows: it refuses to add a file twice.
-        """
-        cdef Slot *slot = slot_of_fd(&self.slots, fd)
-        cdef int result = -errno.EEXIST
-        if slot == NULL:
-            return 0
-        if slot.flags & SLOT_WATCHED:
-            result = _sys.ek_epoll_ctl(self.epoll_fd, _sys.EPOLL_CTL_ADD, fd, 0, slot_tag(slot))
-        if result == -errno.EEXIST:
-            raise UsageError(f"fd {fd} is already registered; modify() its registration, or unregister() it first")
-        if result == 0:
-            _sys.ek_epoll_ctl(self.epoll_fd, _sys.EPOLL_CTL_DEL, fd, 0, 0)
-        return self.lose(slot)
+    # -- registrations ------------------------------------------------------------------------------------------------
 
     cdef int lose(self, Slot *slot) except -1:
         """The fd of a live slot was closed behind our back, and may be another file by now: let go of the slot only."""
@@ -323,7 +221,13 @@ cdef class Loop:
         self.counters.lost += 1
         return self.release(slot, os_error(errno.EBADF, f"fd {slot.fd} was closed behind the loop's back"))
 
-    # -- registrations, for the layers above ---------------------------------------------------------------------------
+    cdef bint holds_its_fd(self, const Slot *slot) noexcept:
+        """Whether a watched slot's fd is still the file that it was registered with, or was closed behind our back and
+        means another by now. The kernel knows: it refuses to add a file twice."""
+        cdef int result = _sys.ek_epoll_ctl(self.epoll_fd, _sys.EPOLL_CTL_ADD, slot.fd, 0, slot_tag(slot))
+        if result == 0:
+            _sys.ek_epoll_ctl(self.epoll_fd, _sys.EPOLL_CTL_DEL, slot.fd, 0, 0)
+        return result == -errno.EEXIST
 
     cdef bint at_limit(self) noexcept:
         return self.slots.live - self.slots.unlimited >= <uint32_t>self.max_connections
@@ -371,7 +275,10 @@ cdef class Loop:
 
     cdef int rewatch(self, Slot *slot, uint32_t events) except -1:
         """Change the mask, or re-arm. Under the slot's own tag, and only while the fd still is this slot's."""
-        cdef int result = _sys.ek_epoll_ctl(self.epoll_fd, _sys.EPOLL_CTL_MOD, slot.fd, events, slot_tag(slot))
+        cdef int result
+        if not slot.flags & SLOT_WATCHED:       # a rebuild left a disarmed one-shot out of the set
+            return self.watch(slot, events)
+        result = _sys.ek_epoll_ctl(self.epoll_fd, _sys.EPOLL_CTL_MOD, slot.fd, events, slot_tag(slot))
         if result in (-errno.ENOENT, -errno.EBADF, -errno.EPERM):
             fd = slot.fd
             self.lose(slot)
@@ -407,7 +314,8 @@ cdef class Loop:
 
     cdef int release(self, Slot *slot, object reason) except -1:
         """End a registration. Invalidate first, then close the fd, then recycle: at no point can anything find it half
-        gone. No EPOLL_CTL_DEL: closing the last descriptor takes the entry out of the set, and that saves a call.
+        gone. Closing the last descriptor takes the entry out of the set, which saves a call: EPOLL_CTL_DEL is for fds
+        that stay open, and for when a forked child may hold a copy, which would also hide our FIN from the peer.
         """
         cdef Endpoint endpoint = <Endpoint>slot.endpoint
         cdef uint16_t flags = slot.flags
@@ -417,7 +325,11 @@ cdef class Loop:
             slot_unlink(&self.slots, &self.ready, slot)
         slot_invalidate(&self.slots, slot, self.batch)
         endpoint.slot = NULL
+        if flags & SLOT_WATCHED and (self.forked or not flags & SLOT_OWNS_FD):
+            _sys.ek_epoll_ctl(self.epoll_fd, _sys.EPOLL_CTL_DEL, fd, 0, 0)
         if flags & SLOT_OWNS_FD:
+            if self.forked and flags & SLOT_CONNECTION:
+                _sys.ek_shutdown(fd)
             _sys.ek_close(fd)
         slot_recycle(&self.slots, slot)
         self.counters.closed += 1
@@ -510,10 +422,8 @@ cdef class Loop:
 
     cdef int fail(self, Endpoint endpoint, object exception) except -1:
         """A handler raised: that ends its endpoint, and is reported once."""
-        source = (<RawEndpoint>endpoint).handler if isinstance(endpoint, RawEndpoint) else endpoint
+        source = endpoint.blamed()
         if endpoint.slot != NULL:
-            if isinstance(endpoint, RawEndpoint):
-                self.unwatch(endpoint.slot)
             self.release(endpoint.slot, exception)
         return self.calls.report(exception, source)
 
@@ -567,8 +477,12 @@ cdef class Loop:
             made += self.run_ready()
             self.wait(0 if made or self.stopping else timeout_ns)
         made += self.dispatch()
+        if self.orphans >= ORPHANS_TO_REBUILD:
+            self.rebuild()
         if self.closings:
             self.run_closed()
+        if self.closed:                             # a handler forked, and this is the child
+            self.check_usable()
         return made
 
     cdef int64_t wait_limit(self, int64_t timeout_ns, int64_t now_ns) noexcept:
@@ -618,7 +532,7 @@ cdef class Loop:
             self.batch_cursor += 1
             slot = slot_for(&self.slots, tag)
             if slot == NULL:
-                self.counters.stale[<int>slot_staleness(&self.slots, tag, self.batch)] += 1
+                self.drop_stale(tag)
                 continue
             if events & PEER_GONE:
                 slot.flags |= SLOT_PEER_CLOSED
@@ -632,6 +546,12 @@ cdef class Loop:
                 self.deliver(slot, events)
         self.counters.upcalls += made
         return made
+
+    cdef int drop_stale(self, uint64_t tag) noexcept:
+        cdef Staleness staleness = slot_staleness(&self.slots, tag, self.batch)
+        self.counters.stale[<int>staleness] += 1
+        self.orphans += staleness == STALE_ORPHAN
+        return 0
 
     cdef int deliver(self, Slot *slot, uint32_t events) except -1:
         cdef Endpoint endpoint = <Endpoint>slot.endpoint        # keeps it alive through the upcall, whatever closes
@@ -721,6 +641,56 @@ cdef class Loop:
                 endpoint.loop_link = NULL
         return 0
 
+    # -- copies of our descriptors -------------------------------------------------------------------------------------
+
+    cdef int rebuild(self) except -1:
+        """Orphans can't be taken out of a set: the fd that would name them is closed, or somebody else's. So a set that
+        goes on reporting them is replaced by a new one, under the same number. Every edge that is there is reported
+        once more; a one-shot that has fired stays silent until modify(). O(slots), at most once a second.
+        """
+        cdef int64_t now_ns = _sys.ek_now_ns()
+        cdef uint32_t index
+        cdef Slot *slot
+        cdef int fresh_fd
+        cdef int result = 0
+        if now_ns - self.rebuilt_ns < REBUILD_PAUSE_NS:
+            return 0
+        self.rebuilt_ns = now_ns
+        for index in range(self.slots.fresh):
+            slot = slot_at(&self.slots, index)
+            if slot.endpoint != NULL and slot.flags & SLOT_WATCHED and not self.holds_its_fd(slot):
+                self.lose(slot)
+        fresh_fd = _sys.ek_epoll_create()
+        for index in range(self.slots.fresh):
+            slot = slot_at(&self.slots, index)
+            if result >= 0 and slot.flags & SLOT_WATCHED and not slot.flags & SLOT_DISARMED:
+                result = _sys.ek_epoll_ctl(fresh_fd, _sys.EPOLL_CTL_ADD, slot.fd, slot.events, slot_tag(slot))
+        if fresh_fd < 0 or result < 0 or _sys.ek_replace(fresh_fd, self.epoll_fd) < 0:
+            _sys.ek_close(fresh_fd)                 # no memory, no descriptor: the old set still works
+            return 0
+        for index in range(self.slots.fresh):
+            slot = slot_at(&self.slots, index)
+            if slot.flags & SLOT_DISARMED:
+                slot.flags &= ~<uint16_t>SLOT_WATCHED
+        self.orphans = 0
+        self.counters.rebuilds += 1
+        return 0
+
+    def _before_fork(self):
+        """A child may hold copies of our descriptors from here on."""
+        self.forked = True
+
+    def _abandon(self):
+        """In a forked child: the epoll set is shared with the parent, so nothing may be changed in it, and no peer may
+        notice anything. Close our copies; whoever uses the loop is told.
+        """
+        self.inherited = True
+        self.forked = False
+        if not self.closed:
+            _sys.ek_close(self.epoll_fd)
+            self.epoll_fd = -1
+            self.drop_everything()
+
     # -- the rest ------------------------------------------------------------------------------------------------------
 
     def fileno(self):
@@ -735,7 +705,7 @@ cdef class Loop:
             counters.batches, counters.events, counters.upcalls + self.calls.made, counters.stale[<int>STALE_CLOSED],
             counters.stale[<int>STALE_RECYCLED], counters.stale[<int>STALE_ORPHAN],
             counters.wrong_deliveries, counters.wrong_kills, counters.accepted, counters.closed, counters.lost,
-            self.slots.live - self.internal, self.calls.queue.count, self.slots.retired)
+            counters.rebuilds, self.slots.live - self.internal, self.calls.queue.count, self.slots.retired)
 
     def close(self):
         """End every registration (raw fds stay open, all others are closed), run what on_close upcalls are due, free
@@ -777,7 +747,8 @@ cdef class Loop:
             (<Endpoint>endpoint).loop_link = NULL
         self.closings.clear()
         self.calls.clear()
-        _sys.ek_close(self.epoll_fd)
+        if self.epoll_fd >= 0:
+            _sys.ek_close(self.epoll_fd)
         self.epoll_fd = self.wake_fd = -1
         return 0
 

@@ -8,7 +8,7 @@ from libc.string cimport strerror
 
 from epollkit cimport _sys
 from epollkit._core cimport Endpoint, Loop, os_error
-from epollkit._slots cimport SLOT_OWNS_FD, SLOT_TCP, SLOT_TELLS_CLOSE, SLOT_UNLIMITED
+from epollkit._slots cimport SLOT_CONNECTION, SLOT_OWNS_FD, SLOT_TCP, SLOT_TELLS_CLOSE, SLOT_UNLIMITED
 
 from epollkit import _sockets
 from epollkit.errors import UsageError
@@ -142,7 +142,7 @@ def listen(Loop loop not None, opened, factory, *, bint exclusive, bint defer_ac
     # Once and for all: no connection is re-armed per request. A unix socket would raise OUT whenever its peer reads.
     listener.accept_events = _sys.EPOLLIN | _sys.EPOLLPRI | _sys.EPOLLRDHUP | _sys.EPOLLET
     listener.accept_events |= 0 if is_unix else _sys.EPOLLOUT
-    listener.accept_flags = SLOT_OWNS_FD | SLOT_TELLS_CLOSE | (0 if is_unix else SLOT_TCP)
+    listener.accept_flags = SLOT_OWNS_FD | SLOT_TELLS_CLOSE | SLOT_CONNECTION | (0 if is_unix else SLOT_TCP)
     with opened.sock:
         loop.attach(listener, opened.sock.fileno(), SLOT_OWNS_FD | SLOT_UNLIMITED | SLOT_TELLS_CLOSE)
         opened.sock.detach()

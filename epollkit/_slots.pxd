@@ -37,6 +37,8 @@ cdef enum SlotFlag:
     SLOT_TELLS_CLOSE = 128      # `on_closed` is called at the end of the turn
     SLOT_TCP = 256              # a short read means drained (unless PRI, RDHUP, HUP or ERR came with it)
     SLOT_EXCLUSIVE = 512        # EPOLLEXCLUSIVE: the kernel refuses MOD
+    SLOT_DISARMED = 1024        # a one-shot that has fired and was not re-armed
+    SLOT_CONNECTION = 2048      # a socket with a peer, who is to see our FIN even if a child holds a copy
 
 cdef struct Slot:               # 64 bytes, a cache line
     uint32_t generation

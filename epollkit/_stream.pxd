@@ -5,7 +5,7 @@ while the socket is full.
 """
 from libc.stdint cimport int64_t, uint16_t, uint32_t
 
-from epollkit cimport _core
+from epollkit cimport _core, _raw
 
 cdef enum:
     READ_ROOM_BYTES = 65536         # one recv at most; the loop's only receive buffer
@@ -40,7 +40,7 @@ cdef class Output:
     cdef int drop_sent(self, Py_ssize_t count) except -1
 
 
-cdef class Loop(_core.Loop):
+cdef class Loop(_raw.Loop):
     cdef char *input                # READ_ROOM_BYTES
     cdef char *scratch              # SCRATCH_BYTES
     cdef Py_ssize_t scratch_used    # by the one stream that is corked

@@ -2,14 +2,14 @@ from typing import Any
 
 from typing_extensions import Buffer, disjoint_base
 
-from epollkit import _core
+from epollkit import _core, _raw
 from epollkit._calls import Timer
 
 @disjoint_base
 class Output: ...
 
 @disjoint_base
-class Loop(_core.Loop): ...
+class Loop(_raw.Loop): ...
 
 @disjoint_base
 class Stream(_core.Endpoint):

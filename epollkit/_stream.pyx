@@ -5,7 +5,7 @@ from libc.stdint cimport int64_t, uint16_t, uint32_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, strerror
 
-from epollkit cimport _core, _sys
+from epollkit cimport _core, _raw, _sys
 from epollkit._slots cimport SLOT_PEER_CLOSED, SLOT_TCP
 
 import os
@@ -20,7 +20,7 @@ cdef int64_t CLOSE_TIMEOUT_NS = 30000000000     # a peer that does not read what
 cdef int64_t LINGER_TIMEOUT_NS = 5000000000     # a peer that goes on sending after the last answer, likewise
 
 
-cdef class Loop(_core.Loop):
+cdef class Loop(_raw.Loop):
     """An event loop whose every registration has a generation, so that a stale event can never reach the wrong one.
 
     Args:

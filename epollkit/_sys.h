@@ -132,6 +132,19 @@ static inline ssize_t ek_send_parts(int fd, struct iovec *parts, size_t part_cou
 
 static inline int ek_shutdown_write(int fd) { return shutdown(fd, SHUT_WR) < 0 ? -errno : 0; }
 
+static inline int ek_shutdown(int fd) { return shutdown(fd, SHUT_RDWR) < 0 ? -errno : 0; }
+
+/* What fd `from` is, `to` becomes, in one step; `from` is closed. */
+static inline int ek_replace(int from, int to)
+{
+    int result;
+    EK_RETRY(result, dup3(from, to, O_CLOEXEC));
+    if (result < 0)
+        return -errno;
+    close(from);
+    return 0;
+}
+
 static inline int ek_close(int fd) { return close(fd) < 0 ? -errno : 0; }
 
 /* The next close sends RST instead of FIN and forgets what is unsent. */

@@ -41,6 +41,8 @@ cdef extern from "_sys.h" nogil:
     ssize_t ek_send(int fd, const void *data, size_t length) noexcept
     ssize_t ek_send_parts(int fd, iovec *parts, size_t part_count) noexcept
     int ek_shutdown_write(int fd) noexcept
+    int ek_shutdown(int fd) noexcept
+    int ek_replace(int fd, int target) noexcept
     int ek_close(int fd) noexcept
     int ek_reset_on_close(int fd) noexcept
     int ek_take_error(int fd) noexcept

@@ -1,9 +1,11 @@
 """`epollkit.Loop`: the compiled loop, and around it what is asked for seldom: addresses and signals."""
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +14,23 @@ from epollkit._listener import Listener, listen
 from epollkit._stream import Loop as StreamLoop
 from epollkit.errors import UsageError
 from epollkit.events import IN
+
+
+_loops: weakref.WeakSet[Loop] = weakref.WeakSet()       # of this process
+
+
+def _before_fork() -> None:
+    for loop in list(_loops):
+        loop._before_fork()
+
+
+def _in_child() -> None:
+    for loop in list(_loops):
+        loop._abandon()
+    _loops.clear()
+
+
+os.register_at_fork(before=_before_fork, after_in_child=_in_child)
 
 
 def _in_main_thread() -> bool:
@@ -25,6 +44,8 @@ class Loop(StreamLoop):
         super().__init__(max_connections, instance_bits, batch)
         self._signal_handlers: dict[int, tuple[Callable[..., object], tuple[Any, ...], Any]] = {}
         self._wakeup: tuple[socket.socket, socket.socket] | None = None
+        self._running = False
+        _loops.add(self)
 
     def listen(self, address: _sockets.Address, factory: Callable[[], Any], *, backlog: int = 2048,
                reuse_port: bool = False, exclusive: bool = False, defer_accept: bool = False) -> Listener:
@@ -101,10 +122,24 @@ class Loop(StreamLoop):
                 end.setblocking(False)
             self._register_internal(self._wakeup[0].fileno(), IN, self._drain_wakeup)
         before = signal.set_wakeup_fd(self._wakeup[1].fileno(), warn_on_full_buffer=False)
+        self._running = True
         try:
             super().run()
         finally:
-            signal.set_wakeup_fd(before)
+            self._running = False
+            if self._wakeup is not None:    # else this is a forked child, which has taken it down already
+                signal.set_wakeup_fd(before)
+
+    def _abandon(self) -> None:
+        super()._abandon()
+        for signum in list(self._signal_handlers):
+            self.remove_signal_handler(signum)
+        if self._wakeup is not None:
+            if self._running:
+                signal.set_wakeup_fd(-1)
+            for end in self._wakeup:
+                end.close()
+            self._wakeup = None
 
     def _drain_wakeup(self, token: object, events: int) -> None:
         assert self._wakeup is not None

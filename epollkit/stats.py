@@ -16,6 +16,7 @@ class LoopStats(NamedTuple):
     accepted: int               # connections taken from listeners
     closed: int                 # registrations released, for whatever reason
     lost: int                   # of those, because the fd was closed behind the loop's back
+    rebuilds: int               # of the epoll set, because it kept reporting orphans
     live: int                   # registrations now, without the loop's own wake-ups
     timers: int                 # calls that wait for their time
     retired: int                # slots whose 32-bit generation ran out, never to be used again

@@ -16,6 +16,7 @@ LAYERS = [
     ("leaf", ["_sys", "_timers", "_slots", "errors", "events", "stats", "_checks", "_sockets"]),
     ("below the core", ["_tokens", "_calls"]),
     ("core", ["_core"]),
+    ("raw API", ["_raw"]),
     ("listening", ["_listener"]),
     ("stream", ["_stream"]),
     ("loop", ["loop", "__init__"]),
