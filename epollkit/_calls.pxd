@@ -38,7 +38,7 @@ cdef class Calls:
     cdef Timer post(self, object function, tuple arguments)
     cdef Timer schedule(self, int64_t due_ns, object function, tuple arguments)
     cdef int post_from_thread(self, object function, tuple arguments) except -1
-    cdef bint waiting(self)
+    cdef bint waiting(self) except -1
     cdef Py_ssize_t run(self) except -1
     cdef Py_ssize_t run_inbox(self) except -1
     cdef Py_ssize_t run_posted(self) except -1

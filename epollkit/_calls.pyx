@@ -27,7 +27,12 @@ cdef double LONGEST_DELAY_SECONDS = 1e9     # 31 years: keeps nanoseconds within
 
 cdef int64_t delay_ns(object seconds) except -1:
     """Seconds from the user as nanoseconds; UsageError for what is not a length of time."""
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or seconds != seconds or seconds < 0:
+    if type(seconds) is not float and type(seconds) is not int and type(seconds) is not bool:
+        if isinstance(seconds, float):      # a subclass may say what it likes when it is compared
+            seconds = float(seconds)
+        elif isinstance(seconds, int):
+            seconds = int(seconds)
+    if type(seconds) not in (int, float) or seconds != seconds or seconds < 0:
         raise UsageError(f"a delay is a number of seconds, 0 or more, not {seconds!r}")
     return <int64_t>(<double>min(seconds, LONGEST_DELAY_SECONDS) * 1e9 + 0.999999)      # up: never early
 
@@ -61,7 +66,8 @@ cdef class Timer:
         timers_set(&self.calls.queue, &self.node, _sys.ek_now_ns() + delay)     # it is queued, so there is room
 
     cdef int forget(self) except -1:
-        """Let go of everything, the place in the heap included."""
+        """Let go of everything, the place in the heap first: what goes may run a finalizer."""
+        _function, _arguments = self.function, self.arguments
         self.function = None
         self.arguments = None
         if self.node.place:
@@ -138,7 +144,7 @@ cdef class Calls:
         self.inbox.append((function, arguments))
         return 0
 
-    cdef bint waiting(self):
+    cdef bint waiting(self) except -1:
         """Whether something is to be called right now, timers aside."""
         return len(self.posted) > 0 or len(self.inbox) > 0
 

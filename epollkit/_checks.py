@@ -14,6 +14,7 @@ def checked_events(events: object) -> int:
     """A mask for `register` and `modify`."""
     if isinstance(events, bool) or not isinstance(events, int):
         raise UsageError(f"events is a mask like IN | OUT, not {events!r}")
+    events = int(events)
     if events <= 0 or events & ~_EVENTS:
         raise UsageError(f"events {events:#x} is not made of IN, OUT, PRI, RDHUP, ERR, HUP, ONESHOT and EXCLUSIVE")
     if events & EXCLUSIVE and events & ~_WITH_EXCLUSIVE:
@@ -24,19 +25,23 @@ def checked_events(events: object) -> int:
 def checked_fd(fd: object) -> int:
     """The descriptor of what a user wants to register. Whether it is open, the kernel says."""
     if hasattr(fd, "fileno"):
-        fd = fd.fileno()
+        try:
+            fd = fd.fileno()
+        except ValueError as error:         # a closed file object
+            raise UsageError(f"{fd!r} has no fd: {error}") from None
     if isinstance(fd, bool) or not isinstance(fd, int):
         raise UsageError(f"an fd is an int or an object with fileno(), not {fd!r}")
+    fd = int(fd)
     if not 0 <= fd < 2**31:
         raise UsageError(f"fd {fd} is closed")
     return fd
 
 
 def checked_number(name: str, value: object, least: int, most: int) -> int:
-    """A whole number within bounds."""
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+    """A whole number within bounds: a plain int, whatever a subclass says of itself."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= (number := int(value)) <= most:
         raise UsageError(f"{name} is a whole number from {least} to {most}, not {value!r}")
-    return value
+    return number
 
 
 def checked_timeout_ns(timeout: object) -> int:

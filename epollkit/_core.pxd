@@ -57,7 +57,8 @@ cdef class Loop:
     cdef Calls calls
     cdef Counters counters
     cdef int epoll_fd, wake_fd
-    cdef bint closed, turning, stopping
+    cdef readonly bint closed       # also before __init__ is through
+    cdef bint turning, stopping
     cdef bint forked                # this process has forked: a child may hold copies of our descriptors
     cdef bint inherited             # this process is such a child
     cdef uint32_t internal          # live slots that are the loop's own
@@ -101,7 +102,7 @@ cdef class Loop:
     cdef int lose(self, Slot *slot) except -1
     cdef int enter(self) except -1
     cdef Py_ssize_t turn_once(self, int64_t timeout_ns) except -1
-    cdef int64_t wait_limit(self, int64_t timeout_ns, int64_t now_ns) noexcept
+    cdef int64_t wait_limit(self, int64_t timeout_ns, int64_t now_ns) except? -1
     cdef int wait(self, int64_t timeout_ns) except -1
     cdef int drop_stale(self, uint64_t tag) noexcept
     cdef int rebuild(self) except -1

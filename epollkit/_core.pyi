@@ -2,7 +2,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, TypedDict
 
-from typing_extensions import Self, disjoint_base
+from typing_extensions import Never, Self, disjoint_base
 
 from epollkit._calls import Timer
 from epollkit._tokens import Token
@@ -21,12 +21,14 @@ class Endpoint:
     def token(self) -> Token: ...
     def fileno(self) -> int: ...
 
-class Wakeup(Endpoint): ...
+class Wakeup(Endpoint):
+    def __init__(self, *args: Never, **kwargs: Never) -> None: ...
 
 @disjoint_base
 class Loop:
     max_connections: int
     instance_bits: int
+    closed: bool
     def __init__(self, max_connections: int = 65536, instance_bits: int = 32, batch: int = 512) -> None: ...
     def __enter__(self) -> Self: ...
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,

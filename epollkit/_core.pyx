@@ -7,7 +7,7 @@ from cpython.object cimport PyObject, PyTypeObject, traverseproc, visitproc
 from cpython.pythread cimport PyThread_get_thread_ident
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc cimport errno
-from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport INT64_MAX, int64_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport strerror
 
@@ -32,7 +32,6 @@ from epollkit.stats import LoopStats
 cdef uint32_t PEER_GONE = _sys.EPOLLRDHUP | _sys.EPOLLHUP
 cdef int64_t REBUILD_PAUSE_NS = 1000000000
 cdef int64_t GIL_SLICE_NS = 5000000     # a loop that never blocks still lets other threads run, this often
-cdef int64_t MAX_WAIT_NS = 3600000000000    # an hour: a wait nobody asked to end is still looked at now and then
 
 
 def build_info():
@@ -93,6 +92,9 @@ cdef class Endpoint:
 
 
 cdef class Wakeup(Endpoint):
+    def __init__(self):
+        raise UsageError("a Wakeup is made by its loop")
+
     cdef int on_ready(self, uint32_t events) except -1:
         cdef Loop loop = <Loop>self.loop_link
         loop.wake_sent = False          # before the read: a wake-up sent in between writes again
@@ -183,11 +185,19 @@ cdef class Loop:
 
     def __dealloc__(self):
         cdef uint32_t index
+        cdef Slot *slot
         self.anchor.slots = NULL
-        if not self.closed:         # only if a subclass's __del__ hid ours: no objects can be touched here, but fds can
+        if not self.closed:         # only if a subclass's __del__ hid ours
             for index in range(self.slots.fresh):
-                if slot_at(&self.slots, index).flags & SLOT_OWNS_FD:
-                    _sys.ek_close(slot_at(&self.slots, index).fd)
+                slot = slot_at(&self.slots, index)
+                if slot.flags & SLOT_OWNS_FD:
+                    _sys.ek_close(slot.fd)
+                if slot.endpoint != NULL:
+                    (<Endpoint>slot.endpoint).slot = NULL
+                    (<Endpoint>slot.endpoint).loop_link = NULL
+                    Py_DECREF(<object>slot.endpoint)
+            for endpoint, _ in self.closings:
+                (<Endpoint>endpoint).loop_link = NULL
             _sys.ek_close(self.epoll_fd)
         slots_free(&self.slots)
         timers_free(&self.deadlines)
@@ -217,9 +227,13 @@ cdef class Loop:
 
     cdef int lose(self, Slot *slot) except -1:
         """The fd of a live slot was closed behind our back, and may be another file by now: let go of the slot only."""
+        cdef Endpoint endpoint = <Endpoint>slot.endpoint
+        error = os_error(errno.EBADF, f"fd {slot.fd} was closed behind the loop's back")
+        if endpoint.slot == NULL:           # making the error ran the collector, and that a finalizer
+            return 0
         slot.flags &= ~<uint16_t>(SLOT_OWNS_FD | SLOT_WATCHED)
         self.counters.lost += 1
-        return self.release(slot, os_error(errno.EBADF, f"fd {slot.fd} was closed behind the loop's back"))
+        return self.release(slot, error)
 
     cdef bint holds_its_fd(self, const Slot *slot) noexcept:
         """Whether a watched slot's fd is still the file that it was registered with, or was closed behind our back and
@@ -241,6 +255,8 @@ cdef class Loop:
         slot = slot_of_fd(&self.slots, fd)
         if slot != NULL:
             self.lose(slot)
+            if slot_of_fd(&self.slots, fd) != NULL:
+                raise UsageError(f"fd {fd} is already registered: by what its last owner ran as it went")
         result = slot_take(&self.slots, fd, <PyObject *>endpoint, flags, self.batch, &slot)
         if result == -errno.EMFILE:
             raise LimitReached(f"all {self.slots.capacity} slots are taken")
@@ -370,13 +386,15 @@ cdef class Loop:
 
     def call_later(self, seconds, function, *arguments):
         """Run a function once that many seconds have passed, never earlier. Returns a `Timer` to cancel or reset."""
+        cdef int64_t delay = delay_ns(seconds)
         self.check_usable()
-        return self.calls.schedule(_sys.ek_now_ns() + delay_ns(seconds), function, arguments)
+        return self.calls.schedule(_sys.ek_now_ns() + delay, function, arguments)
 
     def call_at(self, when, function, *arguments):
         """Run a function once `loop.time()` has reached `when`, in seconds."""
+        cdef int64_t due_ns = max(delay_ns(when), <int64_t>1)
         self.check_usable()
-        return self.calls.schedule(max(delay_ns(when), <int64_t>1), function, arguments)
+        return self.calls.schedule(due_ns, function, arguments)
 
     def time(self):
         """Seconds on the loop's clock (CLOCK_MONOTONIC), the one `call_at` counts in."""
@@ -396,17 +414,23 @@ cdef class Loop:
 
     cdef Timer call_bound(self, Endpoint endpoint, object delay, object function, tuple arguments):
         """A timer, or with delay None a posted call, that dies with the endpoint."""
-        cdef Timer timer
-        cdef list calls
+        cdef int64_t delay_in_ns = -1 if delay is None else delay_ns(delay)
         cdef uint64_t tag = slot_tag(endpoint.slot)
-        if delay is None:
+        cdef list calls
+        cdef Timer timer
+        if delay_in_ns < 0:
             timer = self.calls.post(function, arguments)
         else:
-            timer = self.calls.schedule(_sys.ek_now_ns() + delay_ns(delay), function, arguments)
-        calls = self.bound.setdefault(tag, [])
-        if len(calls) >= 16:            # mostly done by now: keeps a busy connection's list as short as what is active
+            timer = self.calls.schedule(_sys.ek_now_ns() + delay_in_ns, function, arguments)
+        calls = self.bound.get(tag, [])
+        if len(calls) >= 16 and len(calls) & (len(calls) - 1) == 0:     # at 16, 32, 64 ...: drop what is done
             calls[:] = [call for call in calls if (<Timer>call).function is not None]
         calls.append(timer)
+        self.bound[tag] = calls
+        if endpoint.slot == NULL:           # an allocation ran the collector, and that a finalizer that closed it
+            del self.bound[tag]
+            timer.forget()
+            endpoint.owner()                # raises
         endpoint.slot.flags |= SLOT_BOUND_CALLS
         return timer
 
@@ -433,8 +457,8 @@ cdef class Loop:
         """One turn: inbox and posted calls, due timers, the ready list, one wait, its batch. Returns the upcalls made.
 
         Args:
-            timeout: seconds to wait for events at most; None waits, 0 polls. If anything ran before the wait, or is
-                ready to run again, the wait only polls.
+            timeout: seconds to wait for events at most; None waits, 0 polls. A signal ends the wait early. If anything
+                ran before the wait, or is ready to run again, the wait only polls.
 
         A turn that an exception cut short (Ctrl-C in a handler) is taken up again: the next turn delivers the rest of
         its batch, and nothing else.
@@ -485,14 +509,15 @@ cdef class Loop:
             self.check_usable()
         return made
 
-    cdef int64_t wait_limit(self, int64_t timeout_ns, int64_t now_ns) noexcept:
-        """How long the wait may block, given everything that is due later or now."""
+    cdef int64_t wait_limit(self, int64_t timeout_ns, int64_t now_ns) except? -1:
+        """How long the wait may block, given everything that is due later or now; -1 without end."""
         cdef int64_t first_ns = min(timers_first_ns(&self.deadlines), timers_first_ns(&self.calls.queue))
         if self.ready.count or self.closings or self.calls.waiting():
             return 0
-        if timeout_ns < 0:
-            timeout_ns = MAX_WAIT_NS
-        return min(timeout_ns, max(first_ns - now_ns, <int64_t>0))
+        if first_ns != INT64_MAX:
+            first_ns = max(first_ns - now_ns, <int64_t>0)
+            timeout_ns = first_ns if timeout_ns < 0 else min(timeout_ns, first_ns)
+        return timeout_ns
 
     cdef int wait(self, int64_t timeout_ns) except -1:
         cdef int64_t now_ns = _sys.ek_now_ns()
@@ -536,14 +561,14 @@ cdef class Loop:
                 continue
             if events & PEER_GONE:
                 slot.flags |= SLOT_PEER_CLOSED
-            made += (slot.flags & SLOT_INTERNAL) == 0
-            if slot.registered_batch == self.batch:
-                self.deliver_astray(slot, events)
-            elif slot.flags & SLOT_READY:
+            if slot.flags & SLOT_READY and slot.registered_batch != self.batch:
                 slot.pending |= <uint16_t>events        # it runs next turn: one budget per turn, not two
-                made -= 1
-            else:
+                continue
+            made += (slot.flags & SLOT_INTERNAL) == 0
+            if slot.registered_batch != self.batch:
                 self.deliver(slot, events)
+            else:
+                self.deliver_astray(slot, events)
         self.counters.upcalls += made
         return made
 
@@ -567,8 +592,8 @@ cdef class Loop:
 
     cdef int deliver_astray(self, Slot *slot, uint32_t events) except -1:
         """The witness. This registration was made after the batch's wait had returned, so no event in it can be meant
-        for
-        it: the generations compared equal because too few bits of them were compared. With all 32 this is not reached.
+        for it: the generations compared equal because too few bits of them were compared. With all 32 this is not
+        reached.
         """
         cdef Endpoint endpoint = <Endpoint>slot.endpoint
         EK_ASSERT(self.instance_bits < 32)
@@ -614,7 +639,7 @@ cdef class Loop:
 
     cdef Py_ssize_t run_ready(self) except -1:
         cdef Py_ssize_t made = 0
-        cdef uint32_t left = self.ready.count
+        cdef uint32_t left = self.ready.count       # only what is there now: who stops again waits for the next turn
         cdef uint16_t events
         cdef Slot *slot
         while left > 0 and self.ready.count > 0:
@@ -694,7 +719,7 @@ cdef class Loop:
     # -- the rest ------------------------------------------------------------------------------------------------------
 
     def fileno(self):
-        """The epoll fd: readable when a turn would have something to do. It stays the loop's."""
+        """The epoll fd, readable while an event waits; timers and posted calls don't show. It stays the loop's."""
         self.check_usable()
         return self.epoll_fd
 

@@ -33,6 +33,8 @@ cdef class Request:
     cdef str path_text              # decoded at first use
     cdef list header_list           # parsed again at first use: most handlers never ask
 
+    cdef str text(self, uint16_t offset, uint16_t length)
+
 
 cdef class Response:
     cdef readonly bytes body
@@ -67,5 +69,5 @@ cdef class HttpConnection(Stream):
     cdef int settle(self) except -1
     cdef int answer(self, Request request) except -1
     cdef int respond(self, Request request, Response response) except -1
-    cdef int refuse(self, int status, str why) except -1
+    cdef int refuse(self, int status, str why, bint bare) except -1
     cdef int put_bytes(self, bytes data) except -1

@@ -6,7 +6,7 @@ from urllib.parse import unquote
 
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from libc.stdint cimport int64_t, uint8_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t
 from libc.string cimport memcpy
 
 from epollkit cimport _sys
@@ -51,7 +51,6 @@ cdef HeadLimits NO_LIMITS   # for heads that were accepted once
 NO_LIMITS.request_line_bytes = NO_LIMITS.field_bytes = MAX_HEAD_BYTES
 NO_LIMITS.fields = MAX_HEAD_FIELDS
 
-cdef Head whole_head        # for heads that come in one piece; used between two upcalls only, under the GIL
 cdef int64_t date_second = 0
 cdef bytes date_header = b""
 
@@ -134,11 +133,16 @@ cdef class Request:
     def method(self):
         if self.method_code != HEAD_OTHER:
             return METHODS[self.method_code]
-        return self.head[self.method_offset:self.method_offset + self.method_length].decode("ascii")
+        return self.text(self.method_offset, self.method_length)
 
     @property
     def target(self):
-        return self.head[self.target_offset:self.target_offset + self.target_length].decode("ascii")
+        return self.text(self.target_offset, self.target_length)
+
+    cdef str text(self, uint16_t offset, uint16_t length):
+        if self.head is None:
+            raise UsageError("a Request is made by the server")
+        return self.head[offset:offset + length].decode("ascii")
 
     @property
     def path(self):
@@ -242,7 +246,7 @@ cdef class Response:
         if type(body) is not bytes:
             raise UsageError(f"a body is bytes, not {type(body).__name__}; encode text, read files")
         if type(status) is not int or not 200 <= status <= 599:
-            status = checked_number("status", status, 200, 599)
+            status = checked_number("status", status, 200, 599)     # http.HTTPStatus is an int too
         self.body = body
         self.status = status
         if headers:
@@ -276,18 +280,20 @@ cdef class HttpConnection(Stream):
             raise UsageError("an HttpConnection comes from epollkit.http.Settings, which is the factory to listen with")
         if self.settings.admit is not None and not self.settings.admit(self.peer_address):
             self.abort()
+        if self.slot == NULL:
             return 0
         return self.set_deadline_ns(self.settings.header_timeout_ns)
 
     cdef int take_data(self, const char *data, Py_ssize_t length) except -1:
         cdef Partial partial = self.partial
         cdef Py_ssize_t used
+        cdef Head head
         if self.error:                          # the peer is gone: nobody would read the answers
             return 0
         if partial is None:
-            head_reset(&whole_head)
-            used = self.consume(<const uint8_t *>data, length, &whole_head)
-            self.keep(data + used, length - used, &whole_head)
+            head_reset(&head)
+            used = self.consume(<const uint8_t *>data, length, &head)
+            self.keep(data + used, length - used, &head)
         elif partial.request is None:
             partial.kept += data[:length]
             self.consume_kept()
@@ -309,14 +315,14 @@ cdef class HttpConnection(Stream):
         cdef Request request
         while used < length and self.may_go_on():
             if used:
-                head_reset(head)        # here, not earlier: an application may have run another loop meanwhile
+                head_reset(head)
             result = parse_head(head, data + used, length - used, &self.settings.limits)
             if result == 0:
                 return used
             if result > 0:
                 result = self.check_body(head, result)
             if result < 0:
-                self.refuse(-result, str(head_refusal(head)) if head.reason else "")
+                self.refuse(-result, str(head_refusal(head)) if head.reason else "", head.method == HEAD_HEAD)
                 return length
             request = make_request(self, head, data + used, result)
             body = max(<Py_ssize_t>head.content_length, <Py_ssize_t>0)
@@ -435,7 +441,7 @@ cdef class HttpConnection(Stream):
             self.abort()
             return 0
         if self.partial is not None:
-            return self.refuse(408, "the request did not come in whole in time")
+            return self.refuse(408, "the request did not come in whole in time", self.partial.head.method == HEAD_HEAD)
         return self.close_softly(0)
 
     # -- output --------------------------------------------------------------------------------------------------------
@@ -451,7 +457,7 @@ cdef class HttpConnection(Stream):
             logger.error("the application failed on %s %s", request.method, request.target, exc_info=error)
             response = Response(b"Internal Server Error\n", 500, ((b"content-type", b"text/plain"),))
         except BaseException:
-            self.refuse(500, "the server is being interrupted")
+            self.refuse(500, "the server is being interrupted", request.method_code == HEAD_HEAD)
             raise
         if self.slot == NULL or self.state & STREAM_CLOSING:    # the application closed its own connection
             return 0
@@ -477,8 +483,9 @@ cdef class HttpConnection(Stream):
             return self.close_softly(STREAM_LINGERS if request.keep_alive else 0)
         return 0
 
-    cdef int refuse(self, int status, str why) except -1:
-        """One answer, then close. Nothing behind it is executed; what still comes is drained, so that it arrives."""
+    cdef int refuse(self, int status, str why, bint bare) except -1:
+        """One answer (bare: without its body, for HEAD), then close. Nothing behind it is executed; what still comes is
+        drained, so that the answer arrives."""
         cdef char number[LENGTH_HEADER_ROOM]
         body = f"{status} {REASONS.get(status, '')}{': ' + why if why else ''}\n".encode("ascii", "backslashreplace")
         if self.slot == NULL or self.state & STREAM_CLOSING:
@@ -488,7 +495,8 @@ cdef class HttpConnection(Stream):
         self.put_bytes(current_date())
         self.put(number, length_header(number, len(body)), None)
         self.put_bytes(b"Content-Type: text/plain\r\nConnection: close\r\n\r\n")
-        self.put_bytes(body)
+        if not bare:
+            self.put_bytes(body)
         return self.close_softly(STREAM_LINGERS)
 
     cdef int put_bytes(self, bytes data) except -1:

@@ -17,6 +17,7 @@ cdef class Listener(Endpoint):
     cdef bint early_read            # defer_accept: the first bytes are there already
     cdef bint paused                # out of the set, for want of descriptors, memory or slots
     cdef readonly int pauses        # how often that happened
+    cdef int told                   # the reason of the last pause that was logged
     cdef object resume_timer
 
     cdef int open_connection(self, Loop loop, int fd) except -1

@@ -33,17 +33,20 @@ cdef bint accept_must_rest(int error) noexcept nogil:
 cdef class Listener(Endpoint):
     """A listening socket, from `Loop.listen`. Level-triggered: what the accept budget leaves over is reported again."""
 
+    def __cinit__(self):
+        self.told = -1
+
     def __init__(self):
         raise UsageError("a Listener comes from Loop.listen(); it is not made by hand")
 
     cdef int on_ready(self, uint32_t events) except -1:
         cdef Loop loop = <Loop>self.loop_link
-        cdef int budget = ACCEPT_BUDGET
+        cdef int left = ACCEPT_BUDGET
         cdef int fd
-        while budget > 0 and self.slot != NULL:     # a handler may close the listener
-            budget -= 1
-            if loop.at_limit():
-                return self.pause(loop, OUT_OF_SLOTS)
+        while left > 0 and self.slot != NULL:       # a handler may close the listener
+            if loop.at_limit():                     # the event says that one waits; whether another does is not known
+                return self.pause(loop, OUT_OF_SLOTS) if left == ACCEPT_BUDGET else 0
+            left -= 1
             fd = _sys.ek_accept(self.slot.fd)
             if fd >= 0:
                 self.open_connection(loop, fd)
@@ -74,15 +77,16 @@ cdef class Listener(Endpoint):
 
     cdef int pause(self, Loop loop, int error) except -1:
         """Leave the set; come back by timer, or as soon as a registration ends."""
-        if self.pauses == 0:            # once: under a storm the log must not be the next thing to fall
+        self.resume_timer = loop.call_bound(self, ACCEPT_PAUSE_SECONDS, self.resume_now, ())
+        self.paused = True
+        self.pauses += 1
+        loop.unwatch(self.slot)
+        loop.waiting_for_room.append(self)
+        if self.told != error:          # once: under a storm the log must not be the next thing to fall
+            self.told = error
             logger.warning("accepting on %s pauses: %s", _sockets.describe(self.address),
                            f"max_connections={loop.max_connections} reached" if error == OUT_OF_SLOTS
                            else strerror(error).decode())
-        self.pauses += 1
-        self.paused = True
-        loop.unwatch(self.slot)
-        loop.waiting_for_room.append(self)
-        self.resume_timer = loop.call_bound(self, ACCEPT_PAUSE_SECONDS, self.resume_now, ())
         return 0
 
     cdef int on_room(self) except -1:
@@ -102,7 +106,12 @@ cdef class Listener(Endpoint):
             loop.waiting_for_room.remove(self)
         self.resume_timer.cancel()
         self.resume_timer = None
-        loop.watch(self.slot, self.listen_events)
+        try:
+            loop.watch(self.slot, self.listen_events)
+        except Exception as error:      # not at whoever closed something; no memory, say: try again later
+            loop.calls.report(error, self)
+            if self.slot != NULL:
+                self.pause(loop, errno.ENOMEM)
         return 0
 
     cdef int on_closed(self, object reason) except -1:
@@ -149,6 +158,7 @@ def listen(Loop loop not None, opened, factory, *, bint exclusive, bint defer_ac
     try:
         loop.watch(listener.slot, listener.listen_events)
     except BaseException:
-        loop.release(listener.slot, None)
+        if listener.slot != NULL:
+            loop.release(listener.slot, None)
         raise
     return listener

@@ -1,7 +1,7 @@
 from collections.abc import Callable
 from typing import Protocol, TypeAlias
 
-from typing_extensions import disjoint_base
+from typing_extensions import Never, disjoint_base
 
 from epollkit import _core
 from epollkit._tokens import Token
@@ -12,7 +12,8 @@ class _HasFileno(Protocol):
 _Handler: TypeAlias = Callable[[Token, int], object]
 
 @disjoint_base
-class RawEndpoint(_core.Endpoint): ...
+class RawEndpoint(_core.Endpoint):
+    def __init__(self, *args: Never, **kwargs: Never) -> None: ...
 
 class Loop(_core.Loop):
     def register(self, fd: int | _HasFileno, events: int, handler: _Handler) -> Token: ...

@@ -12,6 +12,9 @@ from epollkit.errors import LimitReached, StaleToken, UsageError
 
 
 cdef class RawEndpoint(_core.Endpoint):
+    def __init__(self):
+        raise UsageError("a RawEndpoint comes from Loop.register()")
+
     cdef int on_ready(self, uint32_t events) except -1:
         if self.slot.events & _sys.EPOLLONESHOT:
             self.slot.flags |= SLOT_DISARMED
@@ -41,9 +44,9 @@ cdef class Loop(_core.Loop):
         """
         cdef uint32_t mask
         cdef int number, listening
-        self.check_usable()
         number = checked_fd(fd)
         mask = checked_events(events)
+        self.check_usable()
         if not callable(handler):
             raise UsageError(f"a handler is called as handler(token, events); {handler!r} can't be called")
         listening = _sys.ek_is_listening(number)
@@ -72,7 +75,8 @@ cdef class Loop(_core.Loop):
         try:
             self.watch(slot, events)
         except BaseException:
-            self.release(slot, None)
+            if endpoint.slot != NULL:
+                self.release(slot, None)
             raise
         return endpoint.registration
 
@@ -118,4 +122,5 @@ cdef class Loop(_core.Loop):
             return 0
         if not slot.flags & SLOT_WATCHED or self.holds_its_fd(slot):
             raise UsageError(f"fd {fd} is already registered; modify() its registration, or unregister() it first")
-        return self.lose(slot)
+        self.lose(slot)
+        return self.claim(fd)           # what its finalizer registered, if anything, is no longer lost

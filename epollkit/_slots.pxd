@@ -101,7 +101,10 @@ cdef inline uint64_t slot_tag(const Slot *slot) noexcept nogil:
 
 cdef inline Slot *slot_for(const SlotTable *table, uint64_t tag) noexcept nogil:
     """The live slot that an event's tag means, or NULL: the event is stale."""
-    cdef Slot *slot = slot_at(table, <uint32_t>tag)
+    cdef Slot *slot
+    if <uint32_t>tag >= table.fresh:    # not ours: somebody else added an fd to our set
+        return NULL
+    slot = slot_at(table, <uint32_t>tag)
     if slot.endpoint == NULL or ((slot.generation ^ <uint32_t>(tag >> 32)) & table.generation_mask):
         return NULL
     return slot
@@ -260,8 +263,12 @@ cdef enum Staleness:
 
 cdef inline Staleness slot_staleness(const SlotTable *table, uint64_t tag, uint32_t batch) noexcept nogil:
     """What became of the registration that a stale tag meant."""
-    cdef Slot *slot = slot_at(table, <uint32_t>tag)
-    cdef uint32_t age = <uint32_t>(tag >> 32) - slot.released_generation
+    cdef Slot *slot
+    cdef uint32_t age
+    if <uint32_t>tag >= table.fresh:
+        return STALE_ORPHAN
+    slot = slot_at(table, <uint32_t>tag)
+    age = <uint32_t>(tag >> 32) - slot.released_generation
     if slot.released_batch != batch or age >= slot.generation - slot.released_generation:
         return STALE_ORPHAN
     return STALE_CLOSED if slot.endpoint == NULL else STALE_RECYCLED

@@ -94,7 +94,7 @@ def remove_dead_unix_file(path: str | bytes) -> None:
 
 def open_listener(address: Address, backlog: int, reuse_port: bool, defer_accept: bool) -> ListeningSocket:
     """A non-blocking, close-on-exec listening socket. ValueError or OSError, each with one clear sentence."""
-    if isinstance(backlog, bool) or not isinstance(backlog, int) or backlog < 1:
+    if isinstance(backlog, bool) or not isinstance(backlog, int) or not 1 <= backlog < 2**31:
         raise ValueError(f"backlog is a number of connections, at least 1, not {backlog!r}")
     family, resolved = resolve(address)
     if family == socket.AF_UNIX and (reuse_port or defer_accept):

@@ -82,4 +82,5 @@ cdef class Stream(_core.Endpoint):
     cdef int finish(self) except -1
     cdef int drain(self, Loop loop) except -1
     cdef int queue(self, bytes data) except -1
+    cdef int end_with(self, object reason) except -1
     cdef object address(self, bint peer)

@@ -268,8 +268,7 @@ cdef class Stream(_core.Endpoint):
         if self.state & STREAM_DRAINING:        # it had its time to read the end
             return loop.release(self.slot, None)
         if self.state & STREAM_CLOSING:
-            _sys.ek_reset_on_close(self.slot.fd)
-            return loop.release(self.slot, TimeoutError("the peer does not read what was written before close()"))
+            return self.end_with(TimeoutError("the peer does not read what was written before close()"))
         self.cork(loop)
         try:
             self.take_deadline()
@@ -317,9 +316,10 @@ cdef class Stream(_core.Endpoint):
     cdef int put(self, const char *data, Py_ssize_t length, bytes owner) except -1:
         """Send these bytes in order with all others. owner: the bytes object they are in, or None to have them
         copied."""
-        cdef Loop loop = <Loop>self.loop_link
+        cdef Loop loop
         if self.slot == NULL or length == 0 or self.error:      # error: the reader is about to report it
             return 0
+        loop = <Loop>self.loop_link
         if self.state & STREAM_CORKED and self.output is None:
             if length <= SCRATCH_PIECE_BYTES and length <= SCRATCH_BYTES - loop.scratch_used:
                 memcpy(loop.scratch + loop.scratch_used, data, length)
@@ -329,26 +329,40 @@ cdef class Stream(_core.Endpoint):
         return self.queue(owner if owner is not None else PyBytes_FromStringAndSize(data, length))
 
     cdef int queue(self, bytes data) except -1:
-        cdef Loop loop = <Loop>self.loop_link
+        cdef Loop loop
+        cdef Output output = self.output
+        if output is None:
+            output = Output.__new__(Output)
+            output.limit = self.write_limit
+            if self.slot == NULL or self.output is not None:    # finding the limit ran somebody's Python
+                return self.queue(data) if self.slot != NULL else 0
+            self.output = output
         if self.slot == NULL:
             return 0
-        if self.output is None:
-            self.output = Output.__new__(Output)
-            self.output.limit = self.write_limit
-        self.output.append(data)
-        if self.output.size > self.output.limit:
-            _sys.ek_reset_on_close(self.slot.fd)
-            return loop.release(self.slot, LimitReached(
-                f"{self.output.size} bytes wait for a peer that does not read, write_limit is {self.output.limit}"))
+        loop = <Loop>self.loop_link
+        output.append(data)
+        if output.size > output.limit:
+            return self.end_with(LimitReached(
+                f"{output.size} bytes wait for a peer that does not read, write_limit is {output.limit}"))
         if not self.state & (STREAM_CORKED | STREAM_BLOCKED):
             loop.make_ready(self.slot, _sys.EPOLLOUT)       # leaves with whatever else is written until then
         return 0
 
+    cdef int end_with(self, object reason) except -1:
+        """Reset. The reason is made before the slot is looked at: allocating may run the collector, so anything."""
+        if self.slot == NULL:
+            return 0
+        _sys.ek_reset_on_close(self.slot.fd)
+        return self.owner().release(self.slot, reason)
+
     cdef int flush(self) except -1:
         """Give the socket what there is. What it does not take waits for OUT."""
-        cdef Loop loop = <Loop>self.loop_link
+        cdef Loop loop
         cdef ssize_t sent
         cdef Py_ssize_t offered
+        if self.slot == NULL:
+            return 0
+        loop = <Loop>self.loop_link
         if loop.scratch_used and self.output is None:
             offered = loop.scratch_used
             loop.scratch_used = 0
@@ -471,9 +485,10 @@ cdef class Stream(_core.Endpoint):
 
     cdef int resume(self) except -1:
         """Read again, as if a new edge had come: the one that came meanwhile is spent."""
-        cdef Loop loop = <Loop>self.loop_link
+        cdef Loop loop
         if self.slot == NULL or not self.state & STREAM_PAUSED:
             return 0
+        loop = <Loop>self.loop_link
         self.state &= ~<uint16_t>STREAM_PAUSED
         return loop.make_ready(self.slot, <uint16_t>(_sys.EPOLLIN | (
             _sys.EPOLLRDHUP if self.slot.flags & SLOT_PEER_CLOSED else 0)))
@@ -483,7 +498,10 @@ cdef class Stream(_core.Endpoint):
     cdef int set_deadline_ns(self, int64_t duration_ns) except -1:
         """`take_deadline` once that long has passed, by the cheap clock: up to two ticks late, never early; 0
         disarms."""
-        cdef Loop loop = <Loop>self.loop_link
+        cdef Loop loop
+        if self.slot == NULL:
+            return 0
+        loop = <Loop>self.loop_link
         return loop.set_deadline(self.slot, _sys.ek_tick_ns() + _sys.EK_TICK_NS + duration_ns if duration_ns else 0)
 
     cdef int close_softly(self, uint16_t linger) except -1:

@@ -15,8 +15,6 @@ cdef extern from "_sys.h" nogil:
     const int EPOLL_CTL_ADD
     const int EPOLL_CTL_MOD
     const int EPOLL_CTL_DEL
-    const int AF_INET
-    const int AF_INET6
     const int AF_UNIX
 
     struct epoll_event:

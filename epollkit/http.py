@@ -12,7 +12,8 @@ from __future__ import annotations
 import logging
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from epollkit import Listener, Loop, _sockets
@@ -32,10 +33,40 @@ def listen(loop: Loop, address: _sockets.Address, app: Application, *, backlog: 
                        defer_accept=defer_accept)
 
 
+@contextmanager
+def _ended_by_signals() -> Iterator[Callable[[Loop], None]]:
+    """SIGINT or SIGTERM stops the loop at the end of its turn, so answers in hand are still sent. A second one leaves
+    the block at once, also out of an application that does not come to an end. While the loop closes, further ones
+    are ignored. Yields a function to name the loop with."""
+    loops: list[Loop] = []
+    before: dict[int, Any] = {}
+    heard = 0
+
+    def end(signum: int, frame: object) -> None:
+        nonlocal heard
+        heard += 1
+        if heard == 1 and loops and not loops[0].closed:
+            loops[0].call_soon_threadsafe(loops[0].stop)
+        elif heard <= 2 and not (loops and loops[0].closed):
+            raise KeyboardInterrupt
+
+    try:
+        if threading.current_thread() is threading.main_thread():
+            for wanted in (signal.SIGINT, signal.SIGTERM):
+                before[wanted] = signal.signal(wanted, end)
+        yield loops.append
+    except KeyboardInterrupt:
+        pass
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
 def serve(app: Application, host: str = "127.0.0.1", port: int = 8000, *, uds: str | None = None,
           max_connections: int = 65536, backlog: int = 2048, reuse_port: bool = False, defer_accept: bool = False,
           on_listening: Callable[[Listener], object] | None = None, **settings: Any) -> None:
-    """Serve an application until SIGINT (Ctrl-C) or SIGTERM, then close every connection and return.
+    """Serve an application until SIGINT (Ctrl-C) or SIGTERM; send the answers in hand, close every connection, return.
+    A second signal does not wait for an application that is busy.
 
     Args:
         app: called with each `Request`, returns a `Response`; in one thread, so it should not block. One that raises is
@@ -53,13 +84,12 @@ def serve(app: Application, host: str = "127.0.0.1", port: int = 8000, *, uds: s
     setting.
     """
     address: _sockets.Address = (host, port) if uds is None else uds
-    with Loop(max_connections=max_connections) as loop:
+    with _ended_by_signals() as ends, Loop(max_connections=max_connections) as loop:
+        ends(loop)
         listener = listen(loop, address, app, backlog=backlog, reuse_port=reuse_port, defer_accept=defer_accept,
                           **settings)
-        if threading.current_thread() is threading.main_thread():
-            loop.add_signal_handler(signal.SIGTERM, loop.stop)
-            loop.add_signal_handler(signal.SIGINT, loop.stop)
         logger.info("listening on %s", _sockets.describe(listener.address))
+        loop.prepare()      # what run() needs, before anybody is told that it runs
         if on_listening is not None:
             on_listening(listener)
         loop.run()

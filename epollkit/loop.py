@@ -15,7 +15,6 @@ from epollkit._stream import Loop as StreamLoop
 from epollkit.errors import UsageError
 from epollkit.events import IN
 
-
 _loops: weakref.WeakSet[Loop] = weakref.WeakSet()       # of this process
 
 
@@ -40,11 +39,13 @@ def _in_main_thread() -> bool:
 class Loop(StreamLoop):
     __doc__ = StreamLoop.__doc__
 
+    _signal_handlers: dict[int, tuple[Callable[..., object], tuple[Any, ...], Any]] = {}
+    _wakeup: tuple[socket.socket, socket.socket] | None = None
+    _running = False
+
     def __init__(self, max_connections: int = 65536, instance_bits: int = 32, batch: int = 512) -> None:
         super().__init__(max_connections, instance_bits, batch)
-        self._signal_handlers: dict[int, tuple[Callable[..., object], tuple[Any, ...], Any]] = {}
-        self._wakeup: tuple[socket.socket, socket.socket] | None = None
-        self._running = False
+        self._signal_handlers = {}
         _loops.add(self)
 
     def listen(self, address: _sockets.Address, factory: Callable[[], Any], *, backlog: int = 2048,
@@ -59,7 +60,8 @@ class Loop(StreamLoop):
             reuse_port: SO_REUSEPORT: several sockets share the port.
             exclusive: EPOLLEXCLUSIVE: of several loops that watch one socket, not all are woken (Linux 4.5).
             defer_accept: TCP_DEFER_ACCEPT: a connection is accepted with its first bytes there, and read at once. Only
-                where the client speaks first; silent clients wait in the kernel, outside our deadlines and counters.
+                where the client speaks first; a silent one waits in the kernel for about a second, outside our
+                deadlines and counters, and is then accepted as usual.
 
         Raises OSError (in use, no permission, no such address) or UsageError, each with one sentence. Not thread-safe.
         """
@@ -105,9 +107,15 @@ class Loop(StreamLoop):
         return True
 
     def _signalled(self, signum: int, frame: object) -> None:
-        if signum in self._signal_handlers:
+        if signum in self._signal_handlers and not self.closed:
             function, arguments, _ = self._signal_handlers[signum]
             self.call_soon_threadsafe(function, *arguments)
+
+    def prepare(self) -> None:
+        """Open now what `run()` would open: the descriptors that wake it when a signal comes."""
+        self.check_usable()
+        if _in_main_thread():
+            self._wakeup_fd()
 
     def run(self) -> None:
         """Turn until `stop()` is called. In the main thread signals wake it, and Ctrl-C leaves it at once."""
@@ -115,13 +123,7 @@ class Loop(StreamLoop):
         if not _in_main_thread():
             super().run()
             return
-        # CPython's C-level handler writes one byte, which an eventfd refuses: so a pair, and the loop watches its end.
-        if self._wakeup is None:
-            self._wakeup = socket.socketpair()
-            for end in self._wakeup:
-                end.setblocking(False)
-            self._register_internal(self._wakeup[0].fileno(), IN, self._drain_wakeup)
-        before = signal.set_wakeup_fd(self._wakeup[1].fileno(), warn_on_full_buffer=False)
+        before = signal.set_wakeup_fd(self._wakeup_fd(), warn_on_full_buffer=False)
         self._running = True
         try:
             super().run()
@@ -130,16 +132,20 @@ class Loop(StreamLoop):
             if self._wakeup is not None:    # else this is a forked child, which has taken it down already
                 signal.set_wakeup_fd(before)
 
+    def _wakeup_fd(self) -> int:
+        """Where CPython's C-level signal handler writes its byte; an eventfd would refuse a single one."""
+        if self._wakeup is None:
+            self._wakeup = socket.socketpair()
+            for end in self._wakeup:
+                end.setblocking(False)
+            self._register_internal(self._wakeup[0].fileno(), IN, self._drain_wakeup)
+        return self._wakeup[1].fileno()
+
     def _abandon(self) -> None:
         super()._abandon()
-        for signum in list(self._signal_handlers):
-            self.remove_signal_handler(signum)
-        if self._wakeup is not None:
-            if self._running:
-                signal.set_wakeup_fd(-1)
-            for end in self._wakeup:
-                end.close()
-            self._wakeup = None
+        if self._running and self._wakeup is not None:
+            signal.set_wakeup_fd(-1)
+        self._let_go()
 
     def _drain_wakeup(self, token: object, events: int) -> None:
         assert self._wakeup is not None
@@ -152,7 +158,13 @@ class Loop(StreamLoop):
     def close(self) -> None:
         """End every registration (raw fds stay open, all others are closed), run the on_close upcalls that are due, and
         free the loop's own fds. Closing twice does nothing. UsageError from inside a turn: call `stop()` there."""
-        super().close()
+        try:
+            super().close()
+        finally:
+            if self.closed:         # else it was refused, and nothing is to change
+                self._let_go()
+
+    def _let_go(self) -> None:
         for signum in list(self._signal_handlers):
             self.remove_signal_handler(signum)
         if self._wakeup is not None:

@@ -7,14 +7,12 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import hypothesis
 import pytest
 
 import epollkit
 
-ROOT = Path(__file__).resolve().parent.parent
 DEBUG = epollkit.build_info()["build"] == "debug"
 
 hypothesis.settings.register_profile("epollkit", derandomize=True, deadline=None, print_blob=True)

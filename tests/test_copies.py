@@ -28,8 +28,8 @@ def stage():
 
 @contextmanager
 def child(*, with_hooks: bool, body: Callable[[], int] = lambda: 0) -> Iterator[Callable[[], int]]:
-    """A forked child that runs `body` and then waits to be released. Yields a function that waits for its end and returns
-    its exit status; body has run when this is entered. Without hooks: as a library in C would fork."""
+    """A forked child that runs `body` and then waits to be released. Yields a function that waits for its end and
+    returns its exit status; body has run when this is entered. Without hooks: as a library in C would fork."""
     done_read, done_write = os.pipe()
     go_read, go_write = os.pipe()
     pid = os.fork() if with_hooks else ctypes.PyDLL(None).fork()
@@ -123,7 +123,7 @@ class TestDup:
         poll.register(loop.fileno(), select.POLLIN)
         assert poll.poll(1000)
         settle(loop)
-        assert sorted({name for name in log.names}) == ["accepted", "armed", "raw", "stream"]
+        assert sorted(set(log.names)) == ["accepted", "armed", "raw", "stream"]
         assert log.of("raw") == [IN]
         assert log.of("armed") == [IN]
         loop.call_soon_threadsafe(log.append, ("woken", None))
@@ -219,7 +219,7 @@ class TestFork:
         assert log == [("raw", IN), ("stream", "on_data", b"x")]
 
     def test_the_peer_sees_our_end_although_a_child_holds_a_copy(self, loop, stage):
-        """Once the process has forked, closing is DEL, shutdown and close: a child that skipped the hook hides nothing."""
+        """Once the process has forked, closing is DEL, shutdown, close: a child that skipped the hook hides nothing."""
         client = stage.stream(loop, stream := Spy(Log(), "stream"))
         with child(with_hooks=True):
             pass
@@ -283,7 +283,7 @@ class TestFork:
             assert done.names == ["other"], "the parent lost the rest of its batch"
 
     def test_a_child_is_not_deaf_to_signals(self, loop):
-        """Handlers of the parent's loop are put back in the child, or SIGTERM would be noted by a loop that never runs."""
+        """Handlers of the parent's loop are put back in the child, or a loop that never runs would note SIGTERM."""
         before = signal.getsignal(signal.SIGTERM)
         loop.add_signal_handler(signal.SIGTERM, print)
         with child(with_hooks=True, body=lambda: int(signal.getsignal(signal.SIGTERM) != before)) as end:

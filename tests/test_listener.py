@@ -284,7 +284,7 @@ except OSError as error:
 
     @pytest.mark.parametrize("backlog", [0, -1, 1.5, None, True])
     def test_backlogs(self, loop, backlog):
-        with pytest.raises(UsageError, match="backlog is a number of connections, at least 1, not"):
+        with pytest.raises(UsageError, match=r"backlog is a .*number"):
             loop.listen(LOCAL, Stream, backlog=backlog)
 
     @pytest.mark.parametrize("option", ["reuse_port", "defer_accept"])

@@ -31,12 +31,16 @@ def load(name: str, app_dir: str) -> Callable[[Request], Response]:
             raise UsageError(f"there is no module {missing!r} in {os.path.abspath(app_dir)} "
                              "or on the Python path") from None
         raise UsageError(f"{module_name!r} can't be imported: it imports {missing!r}, which is not installed") from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UsageError(f"{module_name!r} can't be imported: {type(error).__name__}: {error}") from error
     for part in attribute.split("."):
-        if not hasattr(found, part):
-            raise UsageError(f"{module_name!r} has no attribute {attribute!r}; give the name of an application in it")
-        found = getattr(found, part)
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            raise UsageError(f"{module_name!r} has no attribute {attribute!r}; "
+                             "give the name of an application in it") from None
+        except Exception as error:
+            raise UsageError(f"{name} can't be loaded: {type(error).__name__}: {error}") from error
     if not callable(found):
         raise UsageError(f"{name} is {type(found).__name__}, which can't be called; "
                          "an application takes a Request and returns a Response")
@@ -57,7 +61,7 @@ def seconds(text: str) -> float:
 
 def default(option: str, fallback: Any) -> Any:
     """An option's default: the environment's EPOLLKIT_…, else ours. argparse converts what is a string."""
-    return os.environ.get("EPOLLKIT_" + option.upper().replace("-", "_"), fallback)
+    return os.environ.get("EPOLLKIT_" + option.upper().replace("-", "_")) or fallback
 
 
 def switch_on(option: str, value: bool | str) -> bool:
@@ -101,7 +105,7 @@ def add(commands: Any) -> None:
         parser.add_argument("--" + name, action=argparse.BooleanOptionalAction, default=default(name, "no"), help=text)
 
     switch("reuse-port", "share the port with other processes (SO_REUSEPORT)")
-    switch("defer-accept", "take a connection only once its first bytes are there (TCP_DEFER_ACCEPT)")
+    switch("defer-accept", "wait up to a second for a connection's first bytes before taking it (TCP_DEFER_ACCEPT)")
     parser.set_defaults(run=run)
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 RECEIVE_BYTES = 65536
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)    # SO_LINGER: on, 0 seconds
-BIND_ADDRESS_NO_PORT = 24                   # IP_BIND_ADDRESS_NO_PORT; Python names it from 3.12 on
+BIND_ADDRESS_NO_PORT = 24                   # IP_BIND_ADDRESS_NO_PORT (ip(7), Linux 4.2); Python 3.10 has no name for it
 READABLE = IN | RDHUP | HUP | ERR
 GONE = RDHUP | HUP | ERR
 
