@@ -59,7 +59,7 @@ cdef class Loop:
     cdef int epoll_fd, wake_fd
     cdef readonly bint closed       # also before __init__ is through
     cdef bint turning, stopping
-    cdef bint forked                # this process has forked: a child may hold copies of our descriptors
+    cdef public bint forked         # this process has forked: a child may hold copies of our descriptors
     cdef bint inherited             # this process is such a child
     cdef uint32_t internal          # live slots that are the loop's own
     cdef bint wake_sent             # the eventfd was written and not yet read: coalesces wake-ups

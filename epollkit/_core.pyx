@@ -31,7 +31,9 @@ from epollkit.stats import LoopStats
 
 cdef uint32_t PEER_GONE = _sys.EPOLLRDHUP | _sys.EPOLLHUP
 cdef int64_t REBUILD_PAUSE_NS = 1000000000
-cdef int64_t GIL_SLICE_NS = 5000000     # a loop that never blocks still lets other threads run, this often
+# A loop that never blocks lets other threads run this often: twice CPython's switch interval, after which a waiting
+# thread asks for the GIL. Released before it has asked, the GIL is taken back before it has even woken.
+cdef int64_t GIL_SLICE_NS = 10000000
 
 
 def build_info():
@@ -326,6 +328,10 @@ cdef class Loop:
                     self.watch(endpoint.slot, events)
         except Exception as error:
             self.fail(endpoint, error)
+        except BaseException:
+            if endpoint.slot != NULL:       # what was cut short goes on next turn
+                self.make_ready(endpoint.slot, <uint16_t>(_sys.EPOLLIN | _sys.EPOLLOUT))
+            raise
         return 0
 
     cdef int release(self, Slot *slot, object reason) except -1:
@@ -505,8 +511,8 @@ cdef class Loop:
             self.rebuild()
         if self.closings:
             self.run_closed()
-        if self.closed:                             # a handler forked, and this is the child
-            self.check_usable()
+        if self.closed:
+            self.check_usable()                     # raises: a handler forked, and this is the child
         return made
 
     cdef int64_t wait_limit(self, int64_t timeout_ns, int64_t now_ns) except? -1:
@@ -639,7 +645,7 @@ cdef class Loop:
 
     cdef Py_ssize_t run_ready(self) except -1:
         cdef Py_ssize_t made = 0
-        cdef uint32_t left = self.ready.count       # only what is there now: who stops again waits for the next turn
+        cdef uint32_t left = self.ready.count       # who stops again waits for the next turn
         cdef uint16_t events
         cdef Slot *slot
         while left > 0 and self.ready.count > 0:
@@ -701,10 +707,6 @@ cdef class Loop:
         self.counters.rebuilds += 1
         return 0
 
-    def _before_fork(self):
-        """A child may hold copies of our descriptors from here on."""
-        self.forked = True
-
     def _abandon(self):
         """In a forked child: the epoll set is shared with the parent, so nothing may be changed in it, and no peer may
         notice anything. Close our copies; whoever uses the loop is told.
@@ -724,7 +726,7 @@ cdef class Loop:
         return self.epoll_fd
 
     def stats(self):
-        """What the loop counts, as a named tuple: see `LoopStats`."""
+        """What the loop counts: see `LoopStats`."""
         cdef Counters *counters = &self.counters
         return LoopStats(
             counters.batches, counters.events, counters.upcalls + self.calls.made, counters.stale[<int>STALE_CLOSED],

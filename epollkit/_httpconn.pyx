@@ -461,14 +461,19 @@ cdef class HttpConnection(Stream):
             raise
         if self.slot == NULL or self.state & STREAM_CLOSING:    # the application closed its own connection
             return 0
-        return self.respond(request, response)
+        try:
+            return self.respond(request, response)
+        except BaseException:
+            self.abort()                # half an answer, or none: the next one must not be taken for it
+            raise
 
     cdef int respond(self, Request request, Response response) except -1:
         cdef bint bare = response.status in (204, 304)
         cdef bint keep = request.keep_alive and not response.close
         cdef char number[LENGTH_HEADER_ROOM]
+        cdef bytes date = current_date()        # may run Python, so before the first byte
         self.put_bytes(STATUS_LINES[response.status])
-        self.put_bytes(current_date())
+        self.put_bytes(date)
         if not bare:
             self.put(number, length_header(number, PyBytes_GET_SIZE(response.body)), None)
         if not keep:

@@ -7,11 +7,11 @@ from libc.stdint cimport uint32_t
 from libc.string cimport strerror
 
 from epollkit cimport _sys
-from epollkit._core cimport Endpoint, Loop, os_error
+from epollkit._core cimport UNLIMITED_SLOTS, Endpoint, Loop, os_error
 from epollkit._slots cimport SLOT_CONNECTION, SLOT_OWNS_FD, SLOT_TCP, SLOT_TELLS_CLOSE, SLOT_UNLIMITED
 
 from epollkit import _sockets
-from epollkit.errors import UsageError
+from epollkit.errors import LimitReached, UsageError
 
 cdef double ACCEPT_PAUSE_SECONDS = 0.1      # how long a listener rests when nobody gives anything back
 cdef int OUT_OF_SLOTS = 0                   # `pause` for max_connections rather than for an errno
@@ -152,9 +152,14 @@ def listen(Loop loop not None, opened, factory, *, bint exclusive, bint defer_ac
     listener.accept_events = _sys.EPOLLIN | _sys.EPOLLPRI | _sys.EPOLLRDHUP | _sys.EPOLLET
     listener.accept_events |= 0 if is_unix else _sys.EPOLLOUT
     listener.accept_flags = SLOT_OWNS_FD | SLOT_TELLS_CLOSE | SLOT_CONNECTION | (0 if is_unix else SLOT_TCP)
-    with opened.sock:
-        loop.attach(listener, opened.sock.fileno(), SLOT_OWNS_FD | SLOT_UNLIMITED | SLOT_TELLS_CLOSE)
-        opened.sock.detach()
+    if loop.slots.unlimited >= UNLIMITED_SLOTS - 2:
+        raise LimitReached(f"a loop has at most {UNLIMITED_SLOTS - 3} listeners")
+    fd = opened.sock.detach()           # first: were it closed by two owners, the second would close a stranger's
+    try:
+        loop.attach(listener, fd, SLOT_OWNS_FD | SLOT_UNLIMITED | SLOT_TELLS_CLOSE)
+    except BaseException:
+        _sys.ek_close(fd)
+        raise
     try:
         loop.watch(listener.slot, listener.listen_events)
     except BaseException:

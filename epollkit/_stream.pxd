@@ -13,6 +13,7 @@ cdef enum:
     SCRATCH_BYTES = 65536           # what one upcall writes is gathered here and leaves as one send
     SCRATCH_PIECE_BYTES = 16384     # a larger piece is referenced instead of copied
     SEND_PARTS = 64                 # pieces per sendmsg
+    PART_COST_BYTES = 64            # what a queued piece costs beside its bytes, so that a million tiny ones count
     LINGER_READS = 64               # reads that are thrown away after the last answer, at most: 4 MiB
 
 cdef enum StreamState:

@@ -341,7 +341,7 @@ cdef class Stream(_core.Endpoint):
             return 0
         loop = <Loop>self.loop_link
         output.append(data)
-        if output.size > output.limit:
+        if output.size + (len(output.parts) - output.first - 1) * PART_COST_BYTES > output.limit:
             return self.end_with(LimitReached(
                 f"{output.size} bytes wait for a peer that does not read, write_limit is {output.limit}"))
         if not self.state & (STREAM_CORKED | STREAM_BLOCKED):

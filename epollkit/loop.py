@@ -20,7 +20,7 @@ _loops: weakref.WeakSet[Loop] = weakref.WeakSet()       # of this process
 
 def _before_fork() -> None:
     for loop in list(_loops):
-        loop._before_fork()
+        loop.forked = True
 
 
 def _in_child() -> None:
@@ -135,10 +135,16 @@ class Loop(StreamLoop):
     def _wakeup_fd(self) -> int:
         """Where CPython's C-level signal handler writes its byte; an eventfd would refuse a single one."""
         if self._wakeup is None:
-            self._wakeup = socket.socketpair()
-            for end in self._wakeup:
-                end.setblocking(False)
-            self._register_internal(self._wakeup[0].fileno(), IN, self._drain_wakeup)
+            pair = socket.socketpair()
+            try:
+                for end in pair:
+                    end.setblocking(False)
+                self._register_internal(pair[0].fileno(), IN, self._drain_wakeup)
+            except BaseException:
+                for end in pair:
+                    end.close()
+                raise
+            self._wakeup = pair
         return self._wakeup[1].fileno()
 
     def _abandon(self) -> None:

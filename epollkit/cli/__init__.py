@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -22,6 +23,9 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 fine, 1 it could not run or failed, 2 wrong usage, 130 Ctrl-C before there was anything to end."""
     command = "epollkit"
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:      # closed by whoever started us: there is nobody to tell
+            setattr(sys, name, open(os.devnull, "w"))    # noqa: SIM115
     try:
         options = parser().parse_args(arguments)
         command = f"epollkit {options.command}"
