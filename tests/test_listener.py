@@ -594,7 +594,7 @@ class TestBudgetsAndLimits:
             assert loop.stats().batches - batches <= 3
 
     def test_no_slots_at_all(self, stage):
-        """Listeners have a thousand places of their own, and then one sentence; the loop's wake-ups still have theirs."""
+        """Listeners have a thousand places of their own, and then one sentence; wake-ups still have theirs."""
         with epollkit.Loop(max_connections=1) as loop:
             with pytest.raises(LimitReached, match="at most 1021 listeners"):
                 for _ in range(1100):
