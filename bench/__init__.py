@@ -1,0 +1,8 @@
+"""The benchmark: epollkit, the C floor and its peers, measured side by side by one command.
+
+    pip install -e .[bench]
+    python -m bench --quick
+
+`__main__` reads the options; `runner` walks through `modes`; `servers` and `load` start what is measured; `measure`
+reads the kernel's accounts and does the arithmetic; `report` says what came out.
+"""

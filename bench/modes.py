@@ -1,0 +1,101 @@
+"""What is measured, as data: the loads, who is compared with whom under each, and what is asked of epollkit."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .load import Load
+
+IDLE_CONNECTIONS = 15_000
+IDLE_BYTES_AT_MOST = 160            # resident, per idle keep-alive connection
+CALLS_PER_REQUEST = 2               # recv and send; and one epoll_wait per batch
+AGAIN = "epollkit again"            # the A/A pair
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A server, and how many idle connections it holds while it is measured."""
+
+    server: str
+    idle: int = 0
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is asked for: CPU time (`cpu`) or user time (`user`) per request at most so many times the other's."""
+
+    quantity: str
+    at_most: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two setups that are measured side by side; the ratio is the first one's cost divided by the second one's."""
+
+    label: str
+    first: Setup
+    second: Setup
+    targets: tuple[Target, ...] = ()
+
+    @property
+    def servers(self) -> set[str]:
+        """Whose programs it needs."""
+        return {self.first.server, self.second.server}
+
+
+@dataclass(frozen=True)
+class Mode:
+    """One load and the comparisons under it."""
+
+    name: str
+    title: str
+    load: Load
+    comparisons: tuple[Comparison, ...]
+    deferred: bool = False
+
+
+def against(server: str, label: str, *targets: Target) -> Comparison:
+    """epollkit against one of its peers."""
+    return Comparison(label, Setup("epollkit"), Setup(server), targets)
+
+
+SAME = against("epollkit", AGAIN)
+
+
+def keep_alive(connections: int) -> Mode:
+    """One request at a time on each of so many connections."""
+    return Mode(f"keep-alive-{connections}", f"keep-alive, {connections:,} connections", Load(connections), (
+        SAME,
+        against("floor", "C floor", Target("cpu", 1.08)),
+        against("nginx", "nginx", Target("cpu", 0.92), Target("user", 0.6)),
+        against("uvloop", "uvloop + httptools")))
+
+
+MODES = (
+    keep_alive(64),
+    keep_alive(1000),
+    Mode("pipelined-16", "pipelined 16 deep, 64 connections", Load(64, pipeline=16), (
+        SAME,
+        against("floor", "C floor", Target("cpu", 1.4)),
+        against("nginx", "nginx"),
+        against("uvloop", "uvloop + httptools", Target("cpu", 0.7)))),
+    Mode("one-request", "one request per connection", Load(64, closing=True), (
+        SAME,
+        against("floor", "C floor"),
+        against("nginx", "nginx", Target("cpu", 1.0)),
+        against("uvloop", "uvloop + httptools"))),
+    Mode("one-request-deferred", "one request per connection, deferred accept", Load(64, closing=True), (
+        SAME,
+        against("floor", "C floor", Target("cpu", 1.15)),
+        against("nginx", "nginx, listen ... deferred", Target("cpu", 1.0))), deferred=True),
+    Mode("idle-beside", f"64 busy with {IDLE_CONNECTIONS:,} idle beside", Load(64), (
+        SAME,
+        Comparison("64 busy alone", Setup("epollkit", IDLE_CONNECTIONS), Setup("epollkit"), (Target("cpu", 1.1),)))),
+)
+MEMORY = "memory"
+SYSTEM_CALLS = "system-calls"
+MODE_NAMES = [*(mode.name for mode in MODES), MEMORY, SYSTEM_CALLS]
+QUICK_MODES = ["keep-alive-64", "pipelined-16", MEMORY, SYSTEM_CALLS]
+
+MEMORY_SERVERS = ("epollkit", "nginx", "uvloop")
+SYSTEM_CALL_SERVERS = ("epollkit", "floor", "nginx", "uvloop")
+SYSTEM_CALL_LOAD = Load(64)

@@ -1,0 +1,124 @@
+"""Walks through the modes: adjacent pairs of fresh servers, in alternating order."""
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from . import idle, syscalls
+from .load import Load, run_wrk
+from .measure import VERDICT_PAIRS, Pair, Round, read_account, read_machine
+from .modes import (
+    IDLE_CONNECTIONS,
+    MEMORY,
+    MEMORY_SERVERS,
+    MODES,
+    SYSTEM_CALL_LOAD,
+    SYSTEM_CALL_SERVERS,
+    SYSTEM_CALLS,
+    Comparison,
+    Mode,
+    Setup,
+)
+from .servers import SERVERS, BenchError, Workshop, missing_servers
+
+MEMORY_RUNS = 3             # fresh servers for a verdict; one for a look
+SYSTEM_CALL_SECONDS = 2.0       # at least: what connections cost once should not show
+Tell = Callable[[str], object]
+
+
+@dataclass
+class Results:
+    """All that a run has found so far."""
+
+    left_out: dict[str, str] = field(default_factory=dict)      # what could not be measured, and why
+    pairs: dict[tuple[str, str], list[Pair]] = field(default_factory=dict)      # by mode's name and comparison's label
+    memory: list[idle.Memory] = field(default_factory=list)
+    system_calls: list[syscalls.SystemCalls] = field(default_factory=list)
+
+
+def measure_round(setup: Setup, mode: Mode, workshop: Workshop, seconds: float) -> Round:
+    """A fresh server under the mode's load, with its idle crowd beside."""
+    cores = [core for core in (workshop.server_core, workshop.load_core) if core is not None]
+    server = SERVERS[setup.server](workshop, closing=mode.load.closing, deferred=mode.deferred)
+    with contextlib.ExitStack() as stack:
+        running = stack.enter_context(server)
+        if setup.idle:
+            stack.enter_context(idle.crowd(running.port, setup.idle, workshop.load_core))
+        return measure_load(running.pids(), running.port, mode.load, seconds, workshop.load_core, cores)
+
+
+def measure_load(pids: Sequence[int], port: int, load: Load, seconds: float, load_core: int | None,
+                 cores: Sequence[int]) -> Round:
+    """What a running server and its machine use while it is asked."""
+    machine, account = read_machine(cores), read_account(pids)
+    answered = run_wrk(load, port, seconds, load_core)
+    used, after = read_account(pids).since(account), read_machine(cores)
+    if not answered.requests:
+        raise BenchError(f"no request was answered on port {port}, {answered.errors} errors")
+    total = after.total_seconds - machine.total_seconds
+    others = after.busy_seconds - machine.busy_seconds - used.cpu_ns / 1e9 - answered.cpu_seconds
+    return Round(
+        requests=answered.requests, errors=answered.errors, cpu_seconds=used.cpu_ns / 1e9,
+        user_seconds=used.user_seconds, system_seconds=used.system_seconds,
+        generator_cpu_seconds=answered.cpu_seconds, wall_seconds=answered.wall_seconds,
+        steal_share=(after.steal_seconds - machine.steal_seconds) / total if total else 0.0,
+        others_share=max(0.0, others / total) if total else 0.0)
+
+
+def measure_pair(comparison: Comparison, mode: Mode, workshop: Workshop, seconds: float, *, swapped: bool) -> Pair:
+    """Both setups, one after the other. Swapped: the second one goes first."""
+    if swapped:
+        second = measure_round(comparison.second, mode, workshop, seconds)
+        return measure_round(comparison.first, mode, workshop, seconds), second
+    first = measure_round(comparison.first, mode, workshop, seconds)
+    return first, measure_round(comparison.second, mode, workshop, seconds)
+
+
+def measure_mode(mode: Mode, workshop: Workshop, pairs: int, seconds: float, results: Results, tell: Tell) -> None:
+    """All comparisons of a mode, one pair of each in turn, so that what changes in an hour meets all of them."""
+    present = [comparison for comparison in mode.comparisons if not comparison.servers & set(results.left_out)]
+    for number in range(pairs):
+        tell(f"{mode.title}: pair {number + 1} of {pairs}")
+        for comparison in present:
+            pair = measure_pair(comparison, mode, workshop, seconds, swapped=number % 2 == 1)
+            results.pairs.setdefault((mode.name, comparison.label), []).append(pair)
+
+
+def rounds_seconds(names: Sequence[str], left_out: dict[str, str], pairs: int, seconds: float) -> float:
+    """How long the rounds of these modes take, without what is between them."""
+    count = sum(not comparison.servers & set(left_out)
+                for mode in MODES if mode.name in names for comparison in mode.comparisons)
+    return count * 2 * pairs * seconds
+
+
+def leave_out(names: Sequence[str], fd_limit: int) -> dict[str, str]:
+    """Servers and modes that can't take part, and why."""
+    found = missing_servers()
+    if "epollkit" in found:
+        raise BenchError(found["epollkit"])
+    if fd_limit < IDLE_CONNECTIONS + idle.SPARE_FDS:
+        reason = f"{fd_limit} descriptors are too few for {IDLE_CONNECTIONS:,} connections (ulimit -n)"
+        found.update({name: reason for name in ("idle-beside", MEMORY) if name in names})
+    if SYSTEM_CALLS in names and (reason := syscalls.missing()):
+        found[SYSTEM_CALLS] = reason
+    return found
+
+
+def run(names: Sequence[str], workshop: Workshop, pairs: int, seconds: float, results: Results, tell: Tell) -> None:
+    """Measure these modes; what was found is in `results` even if this is interrupted."""
+    for mode in MODES:
+        if mode.name in names and mode.name not in results.left_out:
+            measure_mode(mode, workshop, pairs, seconds, results, tell)
+    if MEMORY in names and MEMORY not in results.left_out:
+        for server in MEMORY_SERVERS:
+            if server not in results.left_out:
+                tell(f"memory per idle connection: {server}")
+                runs = MEMORY_RUNS if pairs >= VERDICT_PAIRS else 1
+                results.memory.append(idle.measure_memory(server, workshop, IDLE_CONNECTIONS, runs))
+    if SYSTEM_CALLS in names and SYSTEM_CALLS not in results.left_out:
+        for server in SYSTEM_CALL_SERVERS:
+            if server not in results.left_out:
+                tell(f"system calls: {server}")
+                results.system_calls.append(syscalls.measure_system_calls(
+                    server, workshop, SYSTEM_CALL_LOAD, max(seconds, SYSTEM_CALL_SECONDS)))

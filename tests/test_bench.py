@@ -1,0 +1,500 @@
+"""The benchmark measures what it says: arithmetic, floors, accounts. No test looks at how fast anything is."""
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from rich.console import Console
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def load_bench() -> ModuleType:
+    """Import bench from the source tree without putting the tree on the path: epollkit must be the installed one."""
+    if "bench" not in sys.modules:
+        where = ROOT / "bench"
+        spec = importlib.util.spec_from_file_location("bench", where / "__init__.py",
+                                                      submodule_search_locations=[str(where)])
+        assert spec and spec.loader
+        sys.modules["bench"] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules["bench"])
+    return sys.modules["bench"]
+
+
+load_bench()
+
+from bench import __main__ as command  # noqa: E402
+from bench import idle, load, measure, modes, report, runner, servers, syscalls  # noqa: E402
+
+KEEP, CLOSE, ONE_ANSWER = servers.REQUEST, servers.CLOSE_REQUEST, b"HTTP/1.1 200 OK"
+PATIENCE_SECONDS = 20
+
+
+def made_round(cpu_us: float, user_share: float = 0.1, requests: int = 1000, **changes: float) -> measure.Round:
+    """A round of which only the cost per request matters."""
+    cpu = cpu_us * requests / 1e6
+    values = {"requests": requests, "errors": 0, "cpu_seconds": cpu, "user_seconds": cpu * user_share,
+              "system_seconds": cpu * (1 - user_share), "generator_cpu_seconds": 0.0, "wall_seconds": 1.0,
+              "steal_share": 0.0, "others_share": 0.0}
+    return measure.Round(**{**values, **changes})
+
+
+def made_pairs(ratios: list[float]) -> list[measure.Pair]:
+    return [(made_round(5.0 * ratio), made_round(5.0)) for ratio in ratios]
+
+
+# The arithmetic
+
+
+def test_the_figure_is_the_median_of_the_ratios_pair_by_pair():
+    """The machine is twice as slow during the second pair; a ratio of medians would be off."""
+    pairs = [(made_round(one), made_round(other)) for one, other in ((6.0, 5.0), (11.0, 10.0), (5.0, 5.0))]
+    assert measure.cpu_ratio(pairs).median == pytest.approx(1.1)
+
+
+def test_bootstrap_of_equal_values_has_no_width():
+    assert measure.bootstrap([1.5] * 9, statistics.median) == measure.Interval(1.5, 1.5, 1.5)
+
+
+def test_bootstrap_repeats_itself_and_encloses_the_median():
+    values = [1.0, 1.1, 0.9, 1.3, 0.8, 1.05, 0.97]
+    found = measure.bootstrap(values, statistics.median)
+    assert found == measure.bootstrap(values, statistics.median)
+    assert found != measure.bootstrap(values, statistics.median, seed=1) or found.low in values
+    assert min(values) <= found.low <= found.median <= found.high <= max(values)
+
+
+def test_bootstrap_interval_of_a_known_mean():
+    """0 and 1 in equal parts, 400 of them: the standard error of the mean is 0.025, so the interval is 0.5 +- 0.049."""
+    found = measure.bootstrap([0.0, 1.0] * 200, statistics.fmean)
+    assert found.median == 0.5
+    assert found.low == pytest.approx(0.451, abs=0.01)
+    assert found.high == pytest.approx(0.549, abs=0.01)
+
+
+def test_bootstrap_of_nothing_is_an_error():
+    with pytest.raises(ValueError, match="nothing"):
+        measure.bootstrap([], statistics.median)
+
+
+def test_user_time_is_the_cpu_time_times_the_pooled_share_of_ticks():
+    """A round without a single tick counts by its CPU time."""
+    rounds = [made_round(5.0, user_share=0.2), made_round(5.0, user_seconds=0.0, system_seconds=0.0)]
+    assert measure.user_us_per_request(rounds) == pytest.approx(1.0)
+
+
+def test_user_ratio_without_a_tick_is_infinite_and_never_decided():
+    found = measure.user_ratio([(made_round(5.0), made_round(5.0, user_share=0.0))] * 3)
+    assert found.median == float("inf")
+    assert measure.verdict(found, 0.6, measure.Interval(1, 1, 1)) == "undecided"
+
+
+@pytest.mark.parametrize(("ratio", "target", "same", "expected"), [
+    (1.05, 1.08, (0.99, 1.01), "met"),
+    (1.08, 1.08, (0.99, 1.01), "met"),
+    (1.09, 1.08, (0.99, 1.01), "missed"),
+    (1.05, 1.08, (0.95, 1.05), "undecided"),        # two identical servers differ by more than the target asks for
+    (1.05, 1.08, (0.90, 0.91), "undecided"),        # and an A/A interval beside 1 is not a narrow one
+    (1.09, 1.08, (0.95, 1.05), "undecided"),
+    (2.00, 1.08, (0.95, 1.05), "missed"),           # beyond all doubt
+    (0.90, 0.92, (0.98, 1.01), "met"),
+    (0.95, 0.92, (0.98, 1.01), "missed"),
+    (0.90, 1.00, (0.98, 1.02), "met"),              # a target of 1: what counts is the distance found
+    (0.99, 1.00, (0.98, 1.02), "undecided"),
+    (1.02, 1.00, (0.98, 1.02), "undecided"),
+    (1.10, 1.00, (0.98, 1.02), "missed"),
+])
+def test_verdict(ratio: float, target: float, same: tuple[float, float], expected: str):
+    found = measure.Interval(ratio, ratio - 0.01, ratio + 0.01)
+    assert measure.verdict(found, target, measure.Interval(sum(same) / 2, *same)) == expected
+
+
+def test_without_an_a_a_pair_nothing_is_decided():
+    assert measure.verdict(measure.Interval(0.5, 0.5, 0.5), 1.08, None) == "undecided"
+
+
+@pytest.mark.parametrize(("values", "expected"), [
+    ([100.0, 160.0], "met"), ([159.0, 161.0], "undecided"), ([161.0], "missed"), ([], "undecided")])
+def test_absolute_verdict(values: list[float], expected: str):
+    assert measure.absolute_verdict(values, 160) == expected
+
+
+@pytest.mark.parametrize(("server", "generator", "expected"), [
+    (1.0, 0.5, "server"), (0.5, 1.0, "generator"), (0.96, 0.96, "both"), (0.5, 0.5, "neither")])
+def test_what_limited_a_round(server: float, generator: float, expected: str):
+    assert made_round(1.0, cpu_seconds=server, generator_cpu_seconds=generator).limited_by == expected
+
+
+# The pairs
+
+
+def test_pairs_are_adjacent_and_alternate_in_order(monkeypatch: pytest.MonkeyPatch):
+    """Each comparison's two servers run one right after the other; who goes first changes from pair to pair."""
+    order: list[str] = []
+
+    def fake(setup: modes.Setup, *_: object) -> measure.Round:
+        order.append(setup.server)
+        return made_round({"epollkit": 5.0, "floor": 4.0}[setup.server])
+
+    monkeypatch.setattr(runner, "measure_round", fake)
+    mode = modes.Mode("m", "m", load.Load(1), (modes.against("floor", "C floor"), modes.against("nginx", "nginx")))
+    results = runner.Results(left_out={"nginx": "not installed"})
+    runner.measure_mode(mode, servers.Workshop(), 3, 1.0, results, lambda _: None)
+    assert order == ["epollkit", "floor", "floor", "epollkit", "epollkit", "floor"]
+    assert list(results.pairs) == [("m", "C floor")]
+    assert measure.cpu_ratio(results.pairs["m", "C floor"]).median == 1.25
+
+
+def test_every_mode_has_its_a_a_pair():
+    for mode in modes.MODES:
+        assert mode.comparisons[0] == modes.SAME
+        assert len({comparison.label for comparison in mode.comparisons}) == len(mode.comparisons)
+        assert mode.deferred <= all(servers.SERVERS[name].defers for each in mode.comparisons for name in each.servers)
+
+
+# Accounts
+
+
+BURN = """
+import sys, threading, time
+def burn(seconds):
+    while time.thread_time() < seconds:
+        pass
+thread = threading.Thread(target=burn, args=(0.1,))
+thread.start(); burn(0.1); thread.join()
+held = threading.Thread(target=sys.stdin.read)      # a second thread is alive while the account is read
+print(flush=True); sys.stdin.readline()
+"""
+
+
+def test_account_counts_what_a_child_burns():
+    process = servers.start_process([sys.executable, "-c", BURN], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        before = measure.read_account([process.pid])
+        process.stdout.readline()
+        used = measure.read_account([process.pid]).since(before)
+    finally:
+        servers.end_process(process)
+    assert used.cpu_ns >= 0.08e9
+    assert used.user_seconds + used.system_seconds >= 0.08
+    assert process.returncode is not None
+
+
+def test_account_sums_over_threads():
+    """A thread that burns while the first one waits."""
+    script = ("import sys, threading, time\n"
+              "def burn():\n    while time.thread_time() < 0.2: pass\n    print(flush=True); sys.stdin.readline()\n"
+              "thread = threading.Thread(target=burn); thread.start(); thread.join()")
+    process = servers.start_process([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        process.stdout.readline()
+        main_only = int(Path(f"/proc/{process.pid}/schedstat").read_text().split()[0])
+        assert measure.read_account([process.pid]).cpu_ns - main_only >= 0.19e9
+    finally:
+        servers.end_process(process)
+
+
+def test_the_machine_has_a_total_and_what_is_stolen_is_part_of_it():
+    found = measure.read_machine(sorted(os.sched_getaffinity(0)))
+    assert found.total_seconds >= found.busy_seconds + found.steal_seconds > 0
+
+
+def test_resident_bytes_of_this_process():
+    assert measure.resident_bytes([os.getpid()]) > 1_000_000
+
+
+# The floors
+
+
+@pytest.fixture(scope="module")
+def workshop() -> Iterator[servers.Workshop]:
+    with servers.Workshop() as made:
+        yield made
+    assert not made.path.exists()
+
+
+@pytest.fixture
+def floor(workshop: servers.Workshop, peer: Callable[[str], str]) -> Iterator[Callable[..., servers.Server]]:
+    """Starts a floor; it compiles with -Wall -Wextra -Werror, or not at all."""
+    peer("cc")
+    started: list[servers.Server] = []
+
+    def start(**options: bool) -> servers.Server:
+        server = servers.Floor(workshop, **options)
+        server.__enter__()
+        started.append(server)
+        return server
+
+    yield start
+    for server in started:
+        server.stop()
+
+
+def connect(server: servers.Server) -> socket.socket:
+    return socket.create_connection((servers.HOST, server.port), PATIENCE_SECONDS)
+
+
+def read_answers(sock: socket.socket, count: int) -> bytes:
+    """Exactly so many answers."""
+    got = b""
+    while got.count(servers.BODY) < count:
+        piece = sock.recv(65536)
+        assert piece, f"{got!r}, then the end"
+        got += piece
+    assert got.count(ONE_ANSWER) == got.count(b"Content-Length: 13\r\n") == got.count(servers.BODY) == count
+    assert got.endswith(b"\r\n\r\n" + servers.BODY)
+    return got
+
+
+def test_floor_keeps_a_connection(floor: Callable[..., servers.Server]):
+    with connect(floor()) as sock:
+        for _ in range(3):
+            sock.sendall(KEEP)
+            read_answers(sock, 1)
+
+
+def test_floor_answers_a_pipeline(floor: Callable[..., servers.Server]):
+    """More than it sends at once, too."""
+    with connect(floor()) as sock:
+        for count in (16, 200):
+            sock.sendall(KEEP * count)
+            read_answers(sock, count)
+
+
+def test_floor_takes_a_head_in_any_two_pieces(floor: Callable[..., servers.Server]):
+    with connect(floor()) as sock:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for cut in range(1, len(KEEP)):
+            sock.sendall(KEEP[:cut])
+            sock.sendall(KEEP[cut:])
+            read_answers(sock, 1)
+
+
+@pytest.mark.parametrize("deferred", [False, True])
+def test_closing_floor_answers_once_and_closes(floor: Callable[..., servers.Server], deferred: bool):
+    server = floor(closing=True, deferred=deferred)
+    for _ in range(3):
+        with connect(server) as sock:
+            sock.sendall(CLOSE)
+            assert b"Connection: close\r\n" in read_answers(sock, 1)
+            assert sock.recv(1) == b""
+
+
+def test_floor_survives_clients_that_leave(floor: Callable[..., servers.Server]):
+    server = floor()
+    for _ in range(3):
+        with connect(server) as sock:
+            sock.sendall(KEEP[:10])
+    with connect(server) as sock:
+        sock.sendall(KEEP)
+        read_answers(sock, 1)
+
+
+# Peers, and whatever is missing
+
+
+def test_a_missing_peer_is_named_and_left_out(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(servers, "find_program", lambda _: None)
+    found = runner.leave_out(["keep-alive-64", "system-calls"], servers.FD_LIMIT)
+    assert "apt-get install nginx" in found["nginx"]
+    assert "apt-get install strace" in found["system-calls"]
+
+
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    assert servers.Uvloop.missing() == "no uvloop and no httptools (pip install -e .[bench])"
+
+
+def test_too_few_descriptors_leave_out_what_needs_them():
+    found = runner.leave_out(["idle-beside", "memory", "keep-alive-64"], 1024)
+    assert "1024 descriptors are too few" in found["idle-beside"]
+    assert "keep-alive-64" not in found
+
+
+def test_what_is_left_out_is_in_the_report(capsys: pytest.CaptureFixture[str]):
+    report.print_report(Console(), runner.Results(left_out={"nginx": "nginx is not installed"}),
+                        {"pairs": 5, "seconds": 0.4})
+    assert "Left out: nginx: nginx is not installed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["epollkit", "nginx", "uvloop"])
+@pytest.mark.parametrize("closing", [False, True])
+def test_each_server_starts_answers_and_leaves_no_process(workshop: servers.Workshop, peer: Callable[[str], str],
+                                                          name: str, closing: bool):
+    kind = servers.SERVERS[name]
+    if name == "nginx":
+        peer(name)
+    if kind.missing():
+        pytest.skip(kind.missing())
+    with kind(workshop, closing=closing) as server:
+        pids = server.pids()
+        assert pids
+        if name == "epollkit":
+            assert server.build in ("release", "debug")
+    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
+def test_a_server_that_does_not_start_is_quoted(workshop: servers.Workshop, monkeypatch: pytest.MonkeyPatch):
+    broken = [sys.executable, "-c", "raise SystemExit('no such luck')"]
+    monkeypatch.setattr(servers.Epollkit, "command", lambda _: broken)
+    with pytest.raises(servers.BenchError, match="no such luck"), servers.Epollkit(workshop):
+        pass
+
+
+def test_the_idle_crowd_is_counted(floor: Callable[..., servers.Server]):
+    server = floor()
+    with idle.crowd(server.port, 20):
+        assert measure.resident_bytes(server.pids()) > 0
+
+
+def test_idle_connections_that_do_not_last_are_an_error(floor: Callable[..., servers.Server]):
+    server = floor(closing=True)
+    with pytest.raises(servers.BenchError, match="3 of 3 idle"), idle.crowd(server.port, 3):
+        pass
+
+
+def test_a_short_run_of_the_load(floor: Callable[..., servers.Server], peer: Callable[[str], str]):
+    """wrk is interrupted within its first second, and reports; pipelined requests are counted one by one."""
+    peer("wrk")
+    server = floor()
+    found = runner.measure_load(server.pids(), server.port, load.Load(4, pipeline=16), 0.2, None,
+                                sorted(os.sched_getaffinity(0)))
+    assert found.requests > 0
+    assert found.errors == 0
+    assert found.cpu_seconds > 0
+
+
+# Reading what other programs print
+
+
+def test_wrk_summary_is_read():
+    text = ("  36 requests in 1.00s, 2.3KB read\n"
+            "  Socket errors: connect 1, read 2, write 3, timeout 4\n  Non-2xx or 3xx responses: 5\n")
+    assert load.parse_wrk(text) == (36, 15)
+    with pytest.raises(servers.BenchError, match="unable to connect"):
+        load.parse_wrk("unable to connect to 127.0.0.1")
+
+
+STRACE = """% time     seconds  usecs/call     calls    errors syscall
+------ ----------- ----------- --------- --------- ----------------
+ 60.00    0.200000           1     10064           sendto
+ 39.00    0.100000           1     10064        12 recvfrom
+  1.00    0.001000           1       500           epoll_pwait2
+------ ----------- ----------- --------- --------- ----------------
+100.00    0.301000           1     20628        12 total
+"""
+
+
+def test_strace_table_is_read_and_judged():
+    counts = syscalls.parse_counts(STRACE)
+    assert counts == {"sendto": 10064, "recvfrom": 10064, "epoll_pwait2": 500}
+    assert syscalls.SystemCalls("epollkit", 10000, 64, counts).verdict == "met"
+    assert syscalls.SystemCalls("epollkit", 10000, 64, {**counts, "epoll_ctl": 5000}).verdict == "missed"
+
+
+# The report
+
+
+@pytest.fixture
+def results() -> runner.Results:
+    pairs = {("keep-alive-64", modes.AGAIN): made_pairs([1.0, 1.005, 0.995]),
+             ("keep-alive-64", "C floor"): made_pairs([1.05, 1.06, 1.04]),
+             ("keep-alive-64", "nginx"): made_pairs([0.95, 0.96, 0.97])}
+    return runner.Results(pairs=pairs, memory=[idle.Memory("epollkit", 15000, [150.0, 151.0])],
+                          system_calls=[syscalls.SystemCalls("epollkit", 10000, 64, syscalls.parse_counts(STRACE))])
+
+
+def test_targets_are_judged(results: runner.Results):
+    """User time needs 60 s of ticks, whatever the ratio is."""
+    assert [each.verdict for each in report.judge(results)] == ["met", "missed", "undecided", "met", "met"]
+
+
+def test_both_sides_of_each_ratio_are_printed(results: runner.Results, capsys: pytest.CaptureFixture[str]):
+    report.print_report(Console(), results, {"pairs": 3, "seconds": 1.0})
+    text = capsys.readouterr().out
+    assert "5.25 (0.53 + 4.72)" in text
+    assert "5.00 (0.50 + 4.50)" in text
+    assert "a look" in text
+    assert "not measured yet" in text
+
+
+def test_a_terminal_gets_the_same_rows(results: runner.Results):
+    console = Console(force_terminal=True, width=200, record=True)
+    report.print_report(console, results, {"pairs": 15, "seconds": 1.0})
+    assert "1.040..1.060" in console.export_text()
+
+
+def test_json_holds_every_round(results: runner.Results):
+    results.pairs["keep-alive-64", "uvloop + httptools"] = [(made_round(5.0), made_round(5.0, user_share=0.0))]
+    found = json.loads(report.as_json(results, {"pairs": 3, "seconds": 1.0}))
+    assert [len(each["rounds"]) for each in found["comparisons"]] == [3, 3, 3, 1]
+    assert found["comparisons"][1]["epollkit"]["cpu_us"] == pytest.approx(5.25)
+    assert found["comparisons"][3]["user_ratio"]["median"] is None
+    assert found["targets"][0]["verdict"] == "met"
+
+
+# The command line
+
+
+@pytest.mark.parametrize("words", [
+    ["--pairs", "0"], ["--pairs", "x"], ["--pairs", "-3"], ["--seconds", "0"], ["--seconds", "nan"],
+    ["--seconds", "1e9"], ["--modes", "keep-alive"], ["--modes", ","], ["--json", "/nowhere/at/all.json"],
+    ["--plot", "/"], ["--what"]])
+def test_bad_arguments(words: list[str], capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as caught:
+        command.arguments(words)
+    assert caught.value.code == 2
+    assert "error" in capsys.readouterr().err
+
+
+def test_quick_and_what_is_said_beside_it():
+    quick = command.arguments(["--quick", "--pairs", "2"])
+    assert (quick.pairs, quick.seconds, quick.modes) == (2, command.QUICK_SECONDS, modes.QUICK_MODES)
+    full = command.arguments([])
+    assert (full.pairs, full.seconds, full.modes) == (15, 3.0, modes.MODE_NAMES)
+
+
+def test_without_wrk_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr(command, "find_program", lambda _: None)
+    monkeypatch.setattr(command.signal, "signal", lambda *_: None)
+    assert command.main(["--quick"]) == 1
+    assert "apt-get install wrk" in " ".join(capsys.readouterr().err.split())
+
+
+def test_without_matplotlib_no_picture_is_promised(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+                                                   capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(SystemExit):
+        command.arguments(["--plot", str(tmp_path / "picture.svg")])
+    assert ".[plot]" in capsys.readouterr().err
+
+
+def test_an_interrupted_load_leaves_no_process(floor: Callable[..., servers.Server], peer: Callable[[str], str],
+                                               monkeypatch: pytest.MonkeyPatch):
+    """Ctrl-C arrives while wrk runs."""
+    peer("wrk")
+    started: list[subprocess.Popen] = []
+    start = servers.start_process
+
+    def remember(*arguments: object, **options: object) -> subprocess.Popen:
+        started.append(start(*arguments, **options))
+        return started[-1]
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    server = floor()
+    monkeypatch.setattr(servers, "start_process", remember)
+    monkeypatch.setattr(subprocess.Popen, "communicate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        load.run_wrk(load.Load(1), server.port, 5)
+    assert started[0].returncode is not None
