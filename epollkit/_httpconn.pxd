@@ -70,4 +70,5 @@ cdef class HttpConnection(Stream):
     cdef int answer(self, Request request) except -1
     cdef int respond(self, Request request, Response response) except -1
     cdef int refuse(self, int status, str why, bint bare) except -1
+    cdef Py_ssize_t gather(self, char *small, Py_ssize_t used, bytes data) except -1
     cdef int put_bytes(self, bytes data) except -1

@@ -9,6 +9,8 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from libc.stdint cimport int64_t, uint8_t, uint16_t
 from libc.string cimport memcpy
 
+cimport cython
+
 from epollkit cimport _sys
 from epollkit._http1 cimport (
     HEAD_HEAD,
@@ -45,6 +47,7 @@ cdef Py_ssize_t FLUSH_AT_BYTES = SCRATCH_BYTES // 2         # answers of a pipel
 cdef const char *LENGTH_NAME = b"Content-Length: "
 cdef enum:
     LENGTH_HEADER_ROOM = 40
+    SMALL_ANSWER_BYTES = 1024   # the server's own headers take 200 at most
 
 cdef bytes NO_BODY = b""
 cdef HeadLimits NO_LIMITS   # for heads that were accepted once
@@ -63,6 +66,11 @@ cdef bytes current_date():
         date_header = f"Date: {formatdate(now, usegmt=True)}\r\n".encode()
         date_second = now
     return date_header
+
+
+cdef inline Py_ssize_t append(char *out, Py_ssize_t used, bytes data) noexcept:
+    memcpy(out + used, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+    return used + PyBytes_GET_SIZE(data)
 
 
 cdef Py_ssize_t length_header(char *out, Py_ssize_t length) noexcept:
@@ -117,6 +125,7 @@ cdef class Settings:
         return connection
 
 
+@cython.freelist(16)
 cdef class Request:
     """One request, whole.
 
@@ -228,6 +237,7 @@ cdef bytes serialise_headers(tuple headers, bint *close):
     return b"".join(lines)
 
 
+@cython.freelist(16)
 cdef class Response:
     """An answer. Names and values are checked here, so no response can be split.
 
@@ -237,11 +247,6 @@ cdef class Response:
     Raises UsageError for anything else.
     """
 
-    def __cinit__(self, *arguments, **options):
-        self.body = self.block = b""
-        self.status = 200
-        self.headers = ()
-
     def __init__(self, body=b"", status=200, headers=()):
         if type(body) is not bytes:
             raise UsageError(f"a body is bytes, not {type(body).__name__}; encode text, read files")
@@ -249,6 +254,8 @@ cdef class Response:
             status = checked_number("status", status, 200, 599)     # http.HTTPStatus is an int too
         self.body = body
         self.status = status
+        self.headers = ()
+        self.block = NO_BODY
         if headers:
             try:
                 self.headers = tuple(headers)
@@ -257,7 +264,7 @@ cdef class Response:
             self.block = serialise_headers(self.headers, &self.close)
 
     def __repr__(self):
-        return f"<Response {self.status} {len(self.body)} bytes>"
+        return f"<Response {self.status} {len(self.body or b'')} bytes>"
 
 
 cdef class Partial:
@@ -451,7 +458,7 @@ cdef class HttpConnection(Stream):
         cdef object response
         try:
             response = self.settings.app(request)
-            if not isinstance(response, Response):
+            if not isinstance(response, Response) or (<Response>response).block is None:    # made without __init__
                 raise UsageError(f"the application returned {response!r} for {request!r}, not a Response")
         except Exception as error:
             logger.error("the application failed on %s %s", request.method, request.target, exc_info=error)
@@ -470,22 +477,31 @@ cdef class HttpConnection(Stream):
     cdef int respond(self, Request request, Response response) except -1:
         cdef bint bare = response.status in (204, 304)
         cdef bint keep = request.keep_alive and not response.close
-        cdef char number[LENGTH_HEADER_ROOM]
         cdef bytes date = current_date()        # may run Python, so before the first byte
-        self.put_bytes(STATUS_LINES[response.status])
-        self.put_bytes(date)
+        cdef char small[SMALL_ANSWER_BYTES]     # most answers: gathered here, and put once
+        cdef Py_ssize_t used = append(small, 0, <bytes>STATUS_LINES[response.status])
+        used = append(small, used, date)
         if not bare:
-            self.put(number, length_header(number, PyBytes_GET_SIZE(response.body)), None)
+            used += length_header(small + used, PyBytes_GET_SIZE(response.body))
         if not keep:
-            self.put_bytes(CLOSE_HEADER)
+            used = append(small, used, CLOSE_HEADER)
         elif request.minor_version == 0:
-            self.put_bytes(KEEP_HEADER)
-        self.put_bytes(response.block)
-        self.put_bytes(BLANK_LINE)
+            used = append(small, used, KEEP_HEADER)
+        used = self.gather(small, used, response.block)
+        used = self.gather(small, used, BLANK_LINE)
         if not bare and request.method_code != HEAD_HEAD:
-            self.put_bytes(response.body)
+            used = self.gather(small, used, response.body)
+        self.put(small, used, None)
         if not keep:                        # whoever was not asked to close may be sending already
             return self.close_softly(STREAM_LINGERS if request.keep_alive else 0)
+        return 0
+
+    cdef Py_ssize_t gather(self, char *small, Py_ssize_t used, bytes data) except -1:
+        """Append data if there is room; else send what was gathered, and data after it. Returns how much is gathered."""
+        if PyBytes_GET_SIZE(data) <= SMALL_ANSWER_BYTES - used:
+            return append(small, used, data)
+        self.put(small, used, None)
+        self.put_bytes(data)
         return 0
 
     cdef int refuse(self, int status, str why, bint bare) except -1:
