@@ -497,7 +497,7 @@ cdef class HttpConnection(Stream):
         return 0
 
     cdef Py_ssize_t gather(self, char *small, Py_ssize_t used, bytes data) except -1:
-        """Append data if there is room; else send what was gathered, and data after it. Returns how much is gathered."""
+        """Append data if there is room; else send what was gathered, and data after it. Returns what is gathered."""
         if PyBytes_GET_SIZE(data) <= SMALL_ANSWER_BYTES - used:
             return append(small, used, data)
         self.put(small, used, None)
