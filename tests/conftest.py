@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import hypothesis
 import pytest
+from batches import Log, Stage
 
 import epollkit
 
@@ -69,6 +70,19 @@ def loop() -> Iterator[epollkit.Loop]:
         stats = made.stats()
         assert stats.wrong_deliveries == 0
         assert (stats.live, stats.timers) == (0, 0), f"left in the loop: {stats}"
+
+
+@pytest.fixture
+def stage() -> Iterator[Stage]:
+    """Everything that a test opens; closed again at its end."""
+    with Stage() as made:
+        yield made
+
+
+@pytest.fixture
+def log() -> Log:
+    """Who was called, in which order."""
+    return Log()
 
 
 def find_peer(name: str) -> str:

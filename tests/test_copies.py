@@ -18,14 +18,6 @@ from epollkit import IN, ONESHOT, OUT
 ORPHANS_TO_REBUILD = 64
 
 
-@pytest.fixture
-def stage():
-    from batches import Stage
-
-    with Stage() as made:
-        yield made
-
-
 @contextmanager
 def child(*, with_hooks: bool, body: Callable[[], int] = lambda: 0) -> Iterator[Callable[[], int]]:
     """A forked child that runs `body` and then waits to be released. Yields a function that waits for its end and

@@ -5,8 +5,7 @@ import os
 import select
 import socket
 
-import pytest
-from batches import Event, Log, Spy, Stage, settle, wait_ready
+from batches import Event, Log, Spy, settle, wait_ready
 from wire import Bench
 
 import epollkit
@@ -14,12 +13,6 @@ from epollkit import IN
 from epollkit.http import Response
 
 LONG_SECONDS = 20.0
-
-
-@pytest.fixture
-def stage():
-    with Stage() as made:
-        yield made
 
 
 def test_on_close_does_not_wait_for_an_event(loop, stage):

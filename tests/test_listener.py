@@ -11,23 +11,12 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from batches import LOCAL, Log, Spy, Stage, in_child, queued_connections, send, settle, turn_until, wait_ready
+from batches import LOCAL, Spy, in_child, queued_connections, send, settle, turn_until, wait_ready
 
 import epollkit
 from epollkit import LimitReached, Listener, Stream, UsageError
 
 ACCEPT_BUDGET = 64      # per listener and turn
-
-
-@pytest.fixture
-def stage():
-    with Stage() as made:
-        yield made
-
-
-@pytest.fixture
-def log():
-    return Log()
 
 
 @pytest.fixture

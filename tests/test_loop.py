@@ -19,7 +19,6 @@ from batches import (
     PATIENCE_SECONDS,
     Log,
     Spy,
-    Stage,
     in_child,
     in_thread,
     kept_signal_handler,
@@ -30,17 +29,6 @@ from batches import (
 
 import epollkit
 from epollkit import IN, UsageError
-
-
-@pytest.fixture
-def stage():
-    with Stage() as made:
-        yield made
-
-
-@pytest.fixture
-def log():
-    return Log()
 
 
 class TestTurn:

@@ -8,23 +8,12 @@ import struct
 import tempfile
 
 import pytest
-from batches import Event, Log, Stage, in_thread, reset, send, settle, wait_ready
+from batches import Event, in_thread, reset, send, settle, wait_ready
 
 import epollkit
 from epollkit import ERR, EXCLUSIVE, HUP, IN, ONESHOT, OUT, PRI, RDHUP, StaleToken, UsageError
 
 CLOCK_MONOTONIC, TIMER_FLAGS = 1, os.O_NONBLOCK | os.O_CLOEXEC
-
-
-@pytest.fixture
-def stage():
-    with Stage() as made:
-        yield made
-
-
-@pytest.fixture
-def log():
-    return Log()
 
 
 def pipe(stage):

@@ -16,17 +16,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
-from batches import Log, Spy, Stage, in_child, settle
+from batches import Log, Spy, in_child, settle
 
 import epollkit
 from epollkit import IN, Stream
 from epollkit.http import Response, listen, serve
-
-
-@pytest.fixture
-def stage():
-    with Stage() as made:
-        yield made
 
 
 @contextmanager

@@ -17,7 +17,6 @@ from batches import (
     LOCAL,
     Log,
     Spy,
-    Stage,
     finish,
     in_child,
     kept_signal_handler,
@@ -31,12 +30,6 @@ from batches import (
 
 import epollkit
 from epollkit import EXCLUSIVE, IN, OUT, RDHUP
-
-
-@pytest.fixture
-def stage():
-    with Stage() as made:
-        yield made
 
 
 def stale_events(loop):

@@ -21,12 +21,6 @@ from epollkit import IN, OUT, LimitReached, StaleToken, UsageError
 LAST_GENERATION = 2**32 - 1
 
 
-@pytest.fixture
-def stage():
-    with Stage() as made:
-        yield made
-
-
 # -- the model: what a slot table is, in Python ------------------------------------------------------------------------
 
 @dataclass

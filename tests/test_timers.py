@@ -8,18 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
-from batches import PATIENCE_SECONDS, Log, Spy, Stage, in_child, in_thread, settle, turn_until
+from batches import PATIENCE_SECONDS, Log, Spy, in_child, in_thread, settle, turn_until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import epollkit
 from epollkit import IN, UsageError
-
-
-@pytest.fixture
-def stage():
-    with Stage() as made:
-        yield made
 
 
 class TestOrder:
