@@ -41,12 +41,15 @@ cdef class Listener(Endpoint):
 
     cdef int on_ready(self, uint32_t events) except -1:
         cdef Loop loop = <Loop>self.loop_link
-        cdef int left = ACCEPT_BUDGET
+        cdef int waiting = _sys.ek_accept_queue(self.slot.fd)
+        cdef int left = ACCEPT_BUDGET if waiting < 0 else min(max(waiting, 1), <int>ACCEPT_BUDGET)
+        cdef bint first = True
         cdef int fd
         while left > 0 and self.slot != NULL:       # a handler may close the listener
             if loop.at_limit():                     # the event says that one waits; whether another does is not known
-                return self.pause(loop, OUT_OF_SLOTS) if left == ACCEPT_BUDGET else 0
+                return self.pause(loop, OUT_OF_SLOTS) if first else 0
             left -= 1
+            first = False
             fd = _sys.ek_accept(self.slot.fd)
             if fd >= 0:
                 self.open_connection(loop, fd)
@@ -148,9 +151,9 @@ def listen(Loop loop not None, opened, factory, *, bint exclusive, bint defer_ac
     listener.unix_file = opened.file
     listener.early_read = defer_accept
     listener.listen_events = _sys.EPOLLIN | (_sys.EPOLLEXCLUSIVE if exclusive else 0)
-    # Once and for all: no connection is re-armed per request. A unix socket would raise OUT whenever its peer reads.
+    # No connection is re-armed per request. OUT joins them once a socket was full: a new one would raise it at once,
+    # for nothing, before its peer has said a word.
     listener.accept_events = _sys.EPOLLIN | _sys.EPOLLPRI | _sys.EPOLLRDHUP | _sys.EPOLLET
-    listener.accept_events |= 0 if is_unix else _sys.EPOLLOUT
     listener.accept_flags = SLOT_OWNS_FD | SLOT_TELLS_CLOSE | SLOT_CONNECTION | (0 if is_unix else SLOT_TCP)
     if loop.slots.unlimited >= UNLIMITED_SLOTS - 2:
         raise LimitReached(f"a loop has at most {UNLIMITED_SLOTS - 3} listeners")

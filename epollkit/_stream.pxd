@@ -24,7 +24,7 @@ cdef enum StreamState:
     STREAM_CLOSING = 16             # close() was called: what is queued is still sent, nothing more is delivered
     STREAM_LINGERS = 32             # once all is sent: shut down, drain, and only then close
     STREAM_DRAINING = 64            # that shutdown was made; input is thrown away until the peer's end
-    STREAM_OUT_WATCHED = 128        # a unix stream that asked for OUT
+    STREAM_OUT_WATCHED = 128        # it was full once, and asked for OUT
     STREAM_MAY_LINGER = 256         # lingers if, once all is sent, the socket still holds bytes in either direction
 
 

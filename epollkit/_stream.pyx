@@ -386,9 +386,9 @@ cdef class Stream(_core.Endpoint):
         return 0
 
     cdef int block(self) except -1:
-        """The socket is full; TCP was registered for OUT from the start, a unix socket asks for it only now."""
+        """The socket is full: from now on it is watched for OUT."""
         self.state |= STREAM_BLOCKED
-        if self.slot.flags & SLOT_TCP or self.state & STREAM_OUT_WATCHED:
+        if self.state & STREAM_OUT_WATCHED:
             return 0
         if self.slot.events == 0:               # still in take_open, before the epoll set: come back next turn
             return self.owner().make_ready(self.slot, _sys.EPOLLOUT)
@@ -396,9 +396,10 @@ cdef class Stream(_core.Endpoint):
         return self.owner().rewatch(self.slot, self.slot.events | _sys.EPOLLOUT)
 
     cdef int unblock(self) except -1:
-        """All is sent; a unix socket would go on raising OUT whenever its peer reads."""
+        """All is sent. TCP stays watched: it raises OUT only after it was full; a unix socket, whenever its peer
+        reads."""
         self.output = None
-        if self.state & STREAM_OUT_WATCHED:
+        if self.state & STREAM_OUT_WATCHED and not self.slot.flags & SLOT_TCP:
             self.state &= ~<uint16_t>STREAM_OUT_WATCHED
             return self.owner().rewatch(self.slot, self.slot.events & ~_sys.EPOLLOUT)
         return 0

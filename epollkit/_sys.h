@@ -106,6 +106,16 @@ static inline int ek_accept(int fd)
     return accepted < 0 ? -errno : accepted;
 }
 
+/* How many connections wait for accept: Linux says so in tcp_info.tcpi_unacked of a listening socket (tcp_get_info() in
+ * net/ipv4/tcp.c). -errno where it can't be known: a unix socket. An accept that finds nothing is dear, for the kernel
+ * makes the new socket before it looks: several times what this costs. */
+static inline int ek_accept_queue(int fd)
+{
+    struct tcp_info info;
+    socklen_t length = sizeof info;
+    return getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &length) < 0 ? -errno : (int)info.tcpi_unacked;
+}
+
 static inline ssize_t ek_recv(int fd, void *buffer, size_t room)
 {
     ssize_t count;

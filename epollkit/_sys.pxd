@@ -35,6 +35,7 @@ cdef extern from "_sys.h" nogil:
     int ek_epoll_ctl(int epoll_fd, int operation, int fd, uint32_t events, uint64_t tag) noexcept
     int ek_epoll_wait(int epoll_fd, epoll_event *events, int room, int64_t timeout_ns) noexcept
     int ek_accept(int fd) noexcept
+    int ek_accept_queue(int fd) noexcept
     ssize_t ek_recv(int fd, void *buffer, size_t room) noexcept
     ssize_t ek_send(int fd, const void *data, size_t length) noexcept
     ssize_t ek_send_parts(int fd, iovec *parts, size_t part_count) noexcept
