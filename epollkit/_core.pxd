@@ -2,7 +2,7 @@
 
 A handler in Cython subclasses `Endpoint` and overrides its C methods; the loop calls them without Python in between.
 """
-from cpython.object cimport PyObject
+from cpython.object cimport PyObject, visitproc
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 
 from epollkit._calls cimport Calls, Timer
@@ -42,6 +42,10 @@ cdef class Endpoint:
     cdef int on_deadline(self) except -1                    # its deadline passed
     cdef int on_closed(self, object reason) except -1       # released earlier in this turn; reason: exception or None
     cdef int on_room(self) except -1                        # it asked to be told when a registration ends: now
+
+    # What it holds, if its type is one that the garbage collector does not look into: the loop answers for it.
+    cdef int visit(self, visitproc visit, void *argument) except -1
+    cdef int let_go(self) except -1                         # dropped together with its loop, without on_closed
 
     cdef object blamed(self)                                # what a report of its exception names: itself
     cdef Loop owner(self)           # UsageError when it is not live

@@ -66,6 +66,12 @@ cdef class Endpoint:
     cdef int on_room(self) except -1:
         return 0
 
+    cdef int visit(self, visitproc visit, void *argument) except -1:
+        return 0
+
+    cdef int let_go(self) except -1:
+        return 0
+
     cdef object blamed(self):
         return self
 
@@ -760,6 +766,7 @@ cdef class Loop:
         """Close every fd the loop owns and let go of every reference it holds, without upcalls."""
         cdef uint32_t index
         cdef Slot *slot
+        cdef Endpoint dropped
         if self.closed:
             return 0
         self.closed = True
@@ -768,10 +775,13 @@ cdef class Loop:
         for index in range(self.slots.fresh):
             slot = slot_at(&self.slots, index)
             if slot.endpoint != NULL:
+                dropped = <Endpoint>slot.endpoint
                 slot.flags &= ~<uint16_t>SLOT_TELLS_CLOSE
                 self.release(slot, None)
+                dropped.let_go()
         for endpoint, _ in self.closings:
             (<Endpoint>endpoint).loop_link = NULL
+            (<Endpoint>endpoint).let_go()
         self.closings.clear()
         self.calls.clear()
         if self.epoll_fd >= 0:
@@ -792,6 +802,8 @@ cdef int traverse_loop(PyObject *this, visitproc visit, void *argument) except -
     for index in range(loop.slots.fresh):
         if result == 0 and slot_at(&loop.slots, index).endpoint != NULL:
             result = visit(slot_at(&loop.slots, index).endpoint, argument)
+            if result == 0:
+                result = (<Endpoint>slot_at(&loop.slots, index).endpoint).visit(visit, argument)
     return result
 
 

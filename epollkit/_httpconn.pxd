@@ -3,6 +3,7 @@
 A connection between two requests is `HttpConnection` and its slot, nothing else: what an incomplete request needs is in
 `Partial`, which exists only while there is one.
 """
+from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint8_t, uint16_t
 
 from epollkit._http1 cimport Head, HeadLimits
@@ -22,7 +23,11 @@ cdef class Settings:
 
 
 cdef class Request:
-    cdef bytes head                 # as it came; offsets below point into it
+    # The head as it came; offsets below point into it. While the application runs it is where it was received; it is
+    # copied only if somebody keeps the request, and `own_head` is what keeps the copy.
+    cdef const char *head
+    cdef Py_ssize_t head_length
+    cdef bytes own_head
     cdef readonly bytes body
     cdef readonly HttpConnection connection
     cdef uint16_t target_offset, target_length
@@ -34,6 +39,7 @@ cdef class Request:
     cdef list header_list           # parsed again at first use: most handlers never ask
 
     cdef str text(self, uint16_t offset, uint16_t length)
+    cdef int keep_head(self) except -1
 
 
 cdef class Response:
@@ -68,7 +74,7 @@ cdef class HttpConnection(Stream):
     cdef int may_go_on(self) except -1
     cdef int settle(self) except -1
     cdef int answer(self, Request request) except -1
+    cdef Response answered(self, Request request, PyObject *result)
     cdef int respond(self, Request request, Response response) except -1
     cdef int refuse(self, int status, str why, bint bare) except -1
-    cdef Py_ssize_t gather(self, char *small, Py_ssize_t used, bytes data) except -1
     cdef int put_bytes(self, bytes data) except -1

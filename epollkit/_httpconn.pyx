@@ -6,6 +6,9 @@ from urllib.parse import unquote
 
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.object cimport PyObject, visitproc
+from cpython.ref cimport Py_DECREF, Py_REFCNT
+from cpython.unicode cimport PyUnicode_DecodeASCII
 from libc.stdint cimport int64_t, uint8_t, uint16_t
 from libc.string cimport memcpy
 
@@ -26,7 +29,9 @@ from epollkit._http1 cimport (
     valid_field_name,
     valid_field_value,
 )
-from epollkit._stream cimport READ_ROOM_BYTES, SCRATCH_BYTES, STREAM_CLOSING, STREAM_LINGERS, Loop, Stream
+from epollkit._stream cimport (
+    READ_ROOM_BYTES, SCRATCH_BYTES, SCRATCH_PIECE_BYTES, STREAM_CLOSING, STREAM_LINGERS, Loop, Stream,
+)
 
 from epollkit._checks import checked_number
 from epollkit.errors import UsageError
@@ -39,33 +44,49 @@ cdef list STATUS_LINES = [f"HTTP/1.1 {code} {REASONS.get(code, '')}\r\n".encode(
 cdef frozenset OURS = frozenset((b"content-length", b"transfer-encoding", b"date"))     # headers the server sets
 
 cdef bytes CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-cdef bytes BLANK_LINE = b"\r\n"
 cdef bytes CLOSE_HEADER = b"Connection: close\r\n"
+cdef bytes REFUSAL_HEADERS = b"Content-Type: text/plain\r\nConnection: close\r\n\r\n"
 cdef bytes KEEP_HEADER = b"Connection: keep-alive\r\n"      # HTTP/1.0 wants to be told
 cdef Py_ssize_t FLUSH_AT_BYTES = SCRATCH_BYTES // 2         # answers of a pipeline are sent, and back-pressure is felt
 
-cdef const char *LENGTH_NAME = b"Content-Length: "
-cdef enum:
-    LENGTH_HEADER_ROOM = 40
-    SMALL_ANSWER_BYTES = 1024   # the server's own headers take 200 at most
+cdef extern from *:
+    """
+    /* The exception that is set already, as one that Cython knows of. */
+    static inline int ek_raise(void) { return -1; }
+    """
+    int ek_raise() except -1
+    PyObject *PyObject_CallOneArg(PyObject *function, PyObject *argument)      # NULL: an exception is set
 
+cdef enum:
+    STATUS_LINE_ROOM = 64       # the longest reason phrase of http.HTTPStatus has 31 bytes
+    LENGTH_HEADER_ROOM = 40
+    HEAD_ROOM = 256             # all that the server itself puts into a head
+    DATE_BYTES = 37
+    OK_BYTES = 17
+
+cdef const char *OK_LINE = b"HTTP/1.1 200 OK\r\n"
+cdef const char *LENGTH_NAME = b"Content-Length: "
 cdef bytes NO_BODY = b""
+cdef tuple NO_HEADERS = ()
+cdef object OK = 200
 cdef HeadLimits NO_LIMITS   # for heads that were accepted once
 NO_LIMITS.request_line_bytes = NO_LIMITS.field_bytes = MAX_HEAD_BYTES
 NO_LIMITS.fields = MAX_HEAD_FIELDS
 
 cdef int64_t date_second = 0
-cdef bytes date_header = b""
+cdef char date_header[DATE_BYTES]
 
 
-cdef bytes current_date():
-    """The Date header of this second (RFC 9110 6.6.1)."""
-    global date_second, date_header
+cdef int refresh_date() except -1:
+    """Make `date_header` that of this second (RFC 9110 6.6.1). Once per read, not per answer; may run Python."""
+    global date_second
     cdef int64_t now = _sys.ek_wall_seconds()
+    cdef bytes text
     if now != date_second:
-        date_header = f"Date: {formatdate(now, usegmt=True)}\r\n".encode()
+        text = f"Date: {formatdate(now, usegmt=True)}\r\n".encode()
+        memcpy(date_header, PyBytes_AS_STRING(text), DATE_BYTES)
         date_second = now
-    return date_header
+    return 0
 
 
 cdef inline Py_ssize_t append(char *out, Py_ssize_t used, bytes data) noexcept:
@@ -73,16 +94,16 @@ cdef inline Py_ssize_t append(char *out, Py_ssize_t used, bytes data) noexcept:
     return used + PyBytes_GET_SIZE(data)
 
 
-cdef Py_ssize_t length_header(char *out, Py_ssize_t length) noexcept:
-    """Write the Content-Length header; returns how long it is: at most 37 bytes."""
+cdef inline Py_ssize_t append_length(char *out, Py_ssize_t used, Py_ssize_t length) noexcept:
+    """The Content-Length header: at most 37 bytes."""
     cdef char digits[20]
     cdef Py_ssize_t count = 0
-    cdef Py_ssize_t used = 16
-    memcpy(out, LENGTH_NAME, used)
+    memcpy(out + used, LENGTH_NAME, 16)
+    used += 16
     while True:
-        digits[count] = <char>(48 + length % 10)
+        digits[count] = <char>(48 + <size_t>length % 10)
         count += 1
-        length //= 10
+        length = <size_t>length // 10
         if length == 0:
             break
     while count:
@@ -92,6 +113,17 @@ cdef Py_ssize_t length_header(char *out, Py_ssize_t length) noexcept:
     out[used] = 13
     out[used + 1] = 10
     return used + 2
+
+
+cdef inline Py_ssize_t append_status(char *out, int status) noexcept:
+    """The status line and the date."""
+    cdef Py_ssize_t used = OK_BYTES
+    if status == 200:
+        memcpy(out, OK_LINE, OK_BYTES)
+    else:
+        used = append(out, 0, <bytes>STATUS_LINES[status])
+    memcpy(out + used, date_header, DATE_BYTES)
+    return used + DATE_BYTES
 
 
 cdef int64_t checked_seconds(str name, object value) except -1:
@@ -125,6 +157,7 @@ cdef class Settings:
         return connection
 
 
+@cython.no_gc               # what it refers to refers back to it only while its connection is open: see HttpConnection.visit
 @cython.freelist(16)
 cdef class Request:
     """One request, whole.
@@ -149,9 +182,18 @@ cdef class Request:
         return self.text(self.target_offset, self.target_length)
 
     cdef str text(self, uint16_t offset, uint16_t length):
-        if self.head is None:
+        if self.head == NULL:
             raise UsageError("a Request is made by the server")
-        return self.head[offset:offset + length].decode("ascii")
+        return PyUnicode_DecodeASCII(self.head + offset, length, NULL)
+
+    cdef int keep_head(self) except -1:
+        """Somebody keeps this request, and where its head was received something else will be."""
+        cdef const char *received = self.head
+        if self.own_head is None:
+            self.head = NULL                # should there be no memory
+            self.own_head = PyBytes_FromStringAndSize(received, self.head_length)
+            self.head = PyBytes_AS_STRING(self.own_head)
+        return 0
 
     @property
     def path(self):
@@ -172,10 +214,10 @@ cdef class Request:
         cdef HeadField *field
         cdef Py_ssize_t i
         if self.header_list is None:
-            if self.head is None:
+            if self.head == NULL:
                 raise UsageError("a Request is made by the server")
             head_reset(&head)
-            parse_head(&head, <const uint8_t *>PyBytes_AS_STRING(self.head), PyBytes_GET_SIZE(self.head), &NO_LIMITS)
+            parse_head(&head, <const uint8_t *>self.head, self.head_length, &NO_LIMITS)
             self.header_list = []
             for i in range(head.field_count):
                 field = &head.fields[i]
@@ -197,7 +239,8 @@ cdef class Request:
 
 cdef Request make_request(HttpConnection connection, const Head *head, const uint8_t *data, Py_ssize_t length):
     cdef Request request = Request.__new__(Request)
-    request.head = PyBytes_FromStringAndSize(<const char *>data, length)
+    request.head = <const char *>data
+    request.head_length = length
     request.body = NO_BODY
     request.connection = connection
     request.target_offset = head.target
@@ -210,9 +253,9 @@ cdef Request make_request(HttpConnection connection, const Head *head, const uin
     return request
 
 
-cdef bytes serialise_headers(tuple headers, bint *close):
-    """Checked and ready to send. UsageError for what would split the response, or is the server's to set."""
-    cdef list lines = []
+cdef tuple checked_headers(tuple headers):
+    """The same as tuples. UsageError for what would split the response, or is the server's to set."""
+    cdef list pairs = []
     for header in headers:
         try:
             name, value = header
@@ -228,15 +271,24 @@ cdef bytes serialise_headers(tuple headers, bint *close):
         lower = name.lower()
         if lower in OURS:
             raise UsageError(f"{name!r} is set by the server")
-        if lower == b"connection":
-            if value.lower() != b"close":
-                raise UsageError(f"the only Connection an application may ask for is b'close', not {value!r}")
+        if lower == b"connection" and value.lower() != b"close":
+            raise UsageError(f"the only Connection an application may ask for is b'close', not {value!r}")
+        pairs.append((name, value))
+    return tuple(pairs)
+
+
+cdef bytes serialise_headers(tuple headers, bint *close):
+    """Ready to send; Connection: close is told to `close` instead."""
+    cdef list lines = []
+    for name, value in headers:
+        if name.lower() == b"connection":
             close[0] = True
-            continue
-        lines += (name, b": ", value, b"\r\n")
+        else:
+            lines += (name, b": ", value, b"\r\n")
     return b"".join(lines)
 
 
+@cython.no_gc               # it holds bytes, and tuples of bytes
 @cython.freelist(16)
 cdef class Response:
     """An answer. Names and values are checked here, so no response can be split.
@@ -250,17 +302,19 @@ cdef class Response:
     def __init__(self, body=b"", status=200, headers=()):
         if type(body) is not bytes:
             raise UsageError(f"a body is bytes, not {type(body).__name__}; encode text, read files")
-        if type(status) is not int or not 200 <= status <= 599:
-            status = checked_number("status", status, 200, 599)     # http.HTTPStatus is an int too
+        if status is OK:
+            self.status = 200
+        else:
+            self.status = checked_number("status", status, 200, 599)
         self.body = body
-        self.status = status
-        self.headers = ()
+        self.headers = NO_HEADERS
         self.block = NO_BODY
-        if headers:
+        if headers is not NO_HEADERS:
             try:
-                self.headers = tuple(headers)
+                pairs = tuple(headers)
             except TypeError:
                 raise UsageError(f"headers are pairs (name, value) of bytes, not {headers!r}") from None
+            self.headers = checked_headers(pairs)
             self.block = serialise_headers(self.headers, &self.close)
 
     def __repr__(self):
@@ -272,6 +326,7 @@ cdef class Partial:
         head_reset(&self.head)
 
 
+@cython.no_gc
 cdef class HttpConnection(Stream):
     """One HTTP/1.1 connection of a server. Applications meet it as `Request.connection`."""
 
@@ -320,6 +375,7 @@ cdef class HttpConnection(Stream):
         cdef Py_ssize_t body
         cdef int result
         cdef Request request
+        refresh_date()
         while used < length and self.may_go_on():
             if used:
                 head_reset(head)
@@ -387,6 +443,7 @@ cdef class HttpConnection(Stream):
         self.partial = Partial.__new__(Partial)
         self.partial.request = request
         self.partial.filled = length
+        request.keep_head()
         request.body = PyBytes_FromStringAndSize(NULL, size)        # under body_limit; pages are touched as they fill
         memcpy(PyBytes_AS_STRING(request.body), data, length)
         if expects:
@@ -406,12 +463,11 @@ cdef class HttpConnection(Stream):
 
     cdef int may_go_on(self) except -1:
         """Back-pressure: no further request is executed while the peer does not read the answers it has."""
-        cdef Loop loop = <Loop>self.loop_link
         if self.slot == NULL or self.state & STREAM_CLOSING:
             return False
-        if self.output is not None or loop.scratch_used >= FLUSH_AT_BYTES:
+        if self.output != NULL or (<Loop>self.loop_link).scratch_used >= FLUSH_AT_BYTES:
             self.flush()
-        return self.slot != NULL and self.output is None and self.error == 0
+        return self.slot != NULL and self.output == NULL and self.error == 0
 
     cdef int settle(self) except -1:
         """After input or output: send what was gathered; then, read on or not, and which deadline counts now."""
@@ -420,7 +476,7 @@ cdef class HttpConnection(Stream):
         if self.slot == NULL or self.state & STREAM_CLOSING:
             self.partial = None
             return 0
-        if self.output is not None:
+        if self.output != NULL:
             self.pause()
             return self.set_deadline_ns(self.settings.write_timeout_ns)
         self.resume()
@@ -434,7 +490,7 @@ cdef class HttpConnection(Stream):
         return 0
 
     cdef int take_sent(self) except -1:
-        if self.output is None and self.partial is not None and self.partial.request is None:
+        if self.output == NULL and self.partial is not None and self.partial.request is None:
             self.consume_kept()
         return self.settle()
 
@@ -444,7 +500,7 @@ cdef class HttpConnection(Stream):
         return self.close_softly(0)
 
     cdef int take_deadline(self) except -1:
-        if self.output is not None:
+        if self.output != NULL:
             self.abort()
             return 0
         if self.partial is not None:
@@ -455,67 +511,89 @@ cdef class HttpConnection(Stream):
 
     cdef int answer(self, Request request) except -1:
         """Call the application and send what it returns. Whatever it does, this request gets one answer or none."""
-        cdef object response
-        try:
-            response = self.settings.app(request)
-            if not isinstance(response, Response) or (<Response>response).block is None:    # made without __init__
-                raise UsageError(f"the application returned {response!r} for {request!r}, not a Response")
-        except Exception as error:
-            logger.error("the application failed on %s %s", request.method, request.target, exc_info=error)
-            response = Response(b"Internal Server Error\n", 500, ((b"content-type", b"text/plain"),))
-        except BaseException:
-            self.refuse(500, "the server is being interrupted", request.method_code == HEAD_HEAD)
-            raise
+        cdef object app = self.settings.app
+        cdef PyObject *result = PyObject_CallOneArg(<PyObject *>app, <PyObject *>request)
+        cdef Response response
+        if Py_REFCNT(request) > 1:              # somebody keeps it; also a traceback, if the application raised
+            request.keep_head()
+        if result != NULL and type(<object>result) is Response and (<Response>result).block is not None:
+            response = <Response>result
+            Py_DECREF(response)
+        else:
+            response = self.answered(request, result)
         if self.slot == NULL or self.state & STREAM_CLOSING:    # the application closed its own connection
             return 0
+        return self.respond(request, response)
+
+    cdef Response answered(self, Request request, PyObject *result):
+        """What the application gave (ours now), if it is not simply a Response; NULL: it raised."""
         try:
-            return self.respond(request, response)
+            if result == NULL:
+                ek_raise()
+            answer = <object>result
+            Py_DECREF(answer)
+            if isinstance(answer, Response) and (<Response>answer).block is not None:   # None: made without __init__
+                return answer
+            raise UsageError(f"the application returned {answer!r} for {request!r}, not a Response")
+        except Exception as error:
+            logger.error("the application failed on %s %s", request.method, request.target, exc_info=error)
+            return Response(b"Internal Server Error\n", 500, ((b"content-type", b"text/plain"),))
         except BaseException:
-            self.abort()                # half an answer, or none: the next one must not be taken for it
+            self.refuse(500, "the server is being interrupted", request.method_code == HEAD_HEAD)
             raise
 
     cdef int respond(self, Request request, Response response) except -1:
         cdef bint bare = response.status in (204, 304)
         cdef bint keep = request.keep_alive and not response.close
-        cdef bytes date = current_date()        # may run Python, so before the first byte
-        cdef char small[SMALL_ANSWER_BYTES]     # most answers: gathered here, and put once
-        cdef Py_ssize_t used = append(small, 0, <bytes>STATUS_LINES[response.status])
-        used = append(small, used, date)
+        cdef bint with_body = not bare and request.method_code != HEAD_HEAD
+        cdef Py_ssize_t room = HEAD_ROOM + PyBytes_GET_SIZE(response.block)
+        cdef Py_ssize_t used
+        cdef bytes large = None
+        cdef char *out
+        if with_body and PyBytes_GET_SIZE(response.body) <= SCRATCH_PIECE_BYTES:
+            room += PyBytes_GET_SIZE(response.body)
+        out = self.reserve(room)                # most answers: written where they leave from
+        if out == NULL:
+            large = PyBytes_FromStringAndSize(NULL, room)
+            out = PyBytes_AS_STRING(large)
+        used = append_status(out, response.status)
         if not bare:
-            used += length_header(small + used, PyBytes_GET_SIZE(response.body))
+            used = append_length(out, used, PyBytes_GET_SIZE(response.body))
         if not keep:
-            used = append(small, used, CLOSE_HEADER)
+            used = append(out, used, CLOSE_HEADER)
         elif request.minor_version == 0:
-            used = append(small, used, KEEP_HEADER)
-        used = self.gather(small, used, response.block)
-        used = self.gather(small, used, BLANK_LINE)
-        if not bare and request.method_code != HEAD_HEAD:
-            used = self.gather(small, used, response.body)
-        self.put(small, used, None)
+            used = append(out, used, KEEP_HEADER)
+        if response.block is not NO_BODY:
+            used = append(out, used, response.block)
+        out[used] = 13
+        out[used + 1] = 10
+        used += 2
+        if with_body and PyBytes_GET_SIZE(response.body) <= SCRATCH_PIECE_BYTES:
+            used = append(out, used, response.body)
+            with_body = False
+        if large is None:
+            (<Loop>self.loop_link).scratch_used += used
+        else:
+            self.put(out, used, None)
+        if with_body:
+            self.put_bytes(response.body)
         if not keep:                        # whoever was not asked to close may be sending already
             return self.close_softly(STREAM_LINGERS if request.keep_alive else 0)
-        return 0
-
-    cdef Py_ssize_t gather(self, char *small, Py_ssize_t used, bytes data) except -1:
-        """Append data if there is room; else send what was gathered, and data after it. Returns what is gathered."""
-        if PyBytes_GET_SIZE(data) <= SMALL_ANSWER_BYTES - used:
-            return append(small, used, data)
-        self.put(small, used, None)
-        self.put_bytes(data)
         return 0
 
     cdef int refuse(self, int status, str why, bint bare) except -1:
         """One answer (bare: without its body, for HEAD), then close. Nothing behind it is executed; what still comes is
         drained, so that the answer arrives."""
-        cdef char number[LENGTH_HEADER_ROOM]
+        cdef char head[HEAD_ROOM]
+        cdef Py_ssize_t used
         body = f"{status} {REASONS.get(status, '')}{': ' + why if why else ''}\n".encode("ascii", "backslashreplace")
+        refresh_date()
         if self.slot == NULL or self.state & STREAM_CLOSING:
             return 0
         self.partial = None
-        self.put_bytes(STATUS_LINES[status])
-        self.put_bytes(current_date())
-        self.put(number, length_header(number, len(body)), None)
-        self.put_bytes(b"Content-Type: text/plain\r\nConnection: close\r\n\r\n")
+        used = append_length(head, append_status(head, status), len(body))
+        used = append(head, used, REFUSAL_HEADERS)
+        self.put(head, used, None)
         if not bare:
             self.put_bytes(body)
         return self.close_softly(STREAM_LINGERS)
@@ -523,7 +601,20 @@ cdef class HttpConnection(Stream):
     cdef int put_bytes(self, bytes data) except -1:
         return self.put(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), data)
 
+    # -- the end -------------------------------------------------------------------------------------------------------
+
     cdef int on_closed(self, object reason) except -1:
+        return self.let_go()
+
+    cdef int let_go(self) except -1:
+        self.drop_output()
         self.partial = None
-        self.output = None
+        self.settings = None
         return 0
+
+    cdef int visit(self, visitproc visit, void *argument) except -1:
+        """The one way from here back to the loop is through the settings and their application. A connection and its
+        requests are no containers for the collector, which would walk 15,000 idle ones for nothing: its loop shows it
+        the way, and what a connection holds ends with it.
+        """
+        return visit(<PyObject *>self.settings, argument) if self.settings is not None else 0

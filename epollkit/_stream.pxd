@@ -3,6 +3,7 @@
 What an idle stream costs is its object and its slot: the receive buffer is the loop's, an output queue exists only
 while the socket is full.
 """
+from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint16_t, uint32_t
 
 from epollkit cimport _core, _raw
@@ -28,17 +29,14 @@ cdef enum StreamState:
     STREAM_MAY_LINGER = 256         # lingers if, once all is sent, the socket still holds bytes in either direction
 
 
-cdef class Output:
-    """What the socket has not taken yet. Exists only while there is something."""
-    cdef list parts                 # bytes objects
-    cdef Py_ssize_t first           # index of the first part with unsent bytes
-    cdef Py_ssize_t offset          # sent bytes of that part
-    cdef Py_ssize_t size            # unsent bytes in all
-    cdef Py_ssize_t limit
-
-    cdef int append(self, bytes data) except -1
-    cdef int send_some(self, int fd, ssize_t *sent) except -1
-    cdef int drop_sent(self, Py_ssize_t count) except -1
+cdef struct Output:                 # what the socket has not taken yet; exists only while there is something
+    PyObject **parts                # owned references to bytes objects
+    Py_ssize_t room                 # for so many of them
+    Py_ssize_t first                # index of the first part with unsent bytes
+    Py_ssize_t end                  # index behind the last part
+    Py_ssize_t offset               # sent bytes of the first part
+    Py_ssize_t size                 # unsent bytes in all
+    Py_ssize_t limit                # the stream's write_limit when the queue was made
 
 
 cdef class Loop(_raw.Loop):
@@ -48,7 +46,7 @@ cdef class Loop(_raw.Loop):
 
 
 cdef class Stream(_core.Endpoint):
-    cdef Output output              # None: everything written has been sent
+    cdef Output *output             # NULL: everything written has been sent
     cdef int error                  # errno of the socket, read once and kept; 0: none
     cdef uint16_t state             # StreamState
     cdef uint16_t lingered          # reads thrown away after the last answer
@@ -57,11 +55,12 @@ cdef class Stream(_core.Endpoint):
     cdef int take_open(self) except -1
     cdef int take_data(self, const char *data, Py_ssize_t length) except -1
     cdef int take_end(self) except -1
-    cdef int take_sent(self) except -1          # the socket took some of the queue, or all: then `output` is None
+    cdef int take_sent(self) except -1          # the socket took some of the queue, or all: then `output` is NULL
     cdef int take_deadline(self) except -1
 
     # For protocols: what they do.
     cdef int put(self, const char *data, Py_ssize_t length, bytes owner) except -1
+    cdef char *reserve(self, Py_ssize_t length) noexcept
     cdef int flush(self) except -1
     cdef int close_softly(self, uint16_t linger) except -1
     cdef int pause(self) except -1
@@ -83,5 +82,6 @@ cdef class Stream(_core.Endpoint):
     cdef int finish(self) except -1
     cdef int drain(self, Loop loop) except -1
     cdef int queue(self, bytes data) except -1
+    cdef int drop_output(self) noexcept
     cdef int end_with(self, object reason) except -1
     cdef object address(self, bint peer)

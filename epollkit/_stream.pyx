@@ -1,9 +1,11 @@
 """`Stream`, and the `Loop` that has buffers for it."""
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc cimport errno
 from libc.stdint cimport int64_t, uint16_t, uint32_t
-from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy, strerror
+from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.string cimport memcpy, memmove, strerror
 
 from epollkit cimport _core, _raw, _sys
 from epollkit._slots cimport SLOT_PEER_CLOSED, SLOT_TCP
@@ -45,48 +47,72 @@ cdef class Loop(_raw.Loop):
         free(self.scratch)
 
 
-cdef class Output:
-    def __cinit__(self):
-        self.parts = []
+cdef Output *output_new(Py_ssize_t limit) except NULL:
+    cdef Output *output = <Output *>calloc(1, sizeof(Output))
+    if output == NULL:
+        raise MemoryError()
+    output.limit = limit
+    return output
 
-    cdef int append(self, bytes data) except -1:
-        self.parts.append(data)
-        self.size += PyBytes_GET_SIZE(data)
-        return 0
 
-    cdef int send_some(self, int fd, ssize_t *sent) except -1:
-        """One sendmsg of what is queued; sent: bytes taken by the socket, or -errno."""
-        cdef _sys.iovec vector[SEND_PARTS]
-        cdef Py_ssize_t count = min(<Py_ssize_t>len(self.parts) - self.first, <Py_ssize_t>SEND_PARTS)
-        cdef Py_ssize_t skip = self.offset
-        cdef Py_ssize_t i
-        cdef bytes part
-        for i in range(count):
-            part = self.parts[self.first + i]
-            vector[i].iov_base = PyBytes_AS_STRING(part) + skip
-            vector[i].iov_len = PyBytes_GET_SIZE(part) - skip
-            skip = 0
-        sent[0] = _sys.ek_send_parts(fd, vector, count)
-        return 0
+cdef int output_free(Output *output) noexcept:
+    cdef Py_ssize_t i
+    if output != NULL:
+        for i in range(output.first, output.end):
+            Py_DECREF(<object>output.parts[i])      # bytes: nobody's finalizer
+        free(output.parts)
+        free(output)
+    return 0
 
-    cdef int drop_sent(self, Py_ssize_t count) except -1:
-        cdef Py_ssize_t left
-        cdef bytes part
-        self.size -= count
-        while count > 0:
-            part = self.parts[self.first]
-            left = PyBytes_GET_SIZE(part) - self.offset
-            if count < left:
-                self.offset += count
-                return 0
-            count -= left
-            self.parts[self.first] = None       # sent: let go of it now, not when all is sent
-            self.first += 1
-            self.offset = 0
-        if self.first > 1024:
-            del self.parts[:self.first]
-            self.first = 0
-        return 0
+
+cdef int output_append(Output *output, bytes data) except -1:
+    cdef PyObject **grown
+    cdef Py_ssize_t room
+    if output.end == output.room:
+        if output.first > output.room // 2:         # more than half of it is sent: move up
+            output.end -= output.first
+            memmove(output.parts, output.parts + output.first, output.end * sizeof(PyObject *))
+            output.first = 0
+        else:
+            room = output.room * 2 if output.room else 4
+            grown = <PyObject **>realloc(output.parts, room * sizeof(PyObject *))
+            if grown == NULL:
+                raise MemoryError()
+            output.parts = grown
+            output.room = room
+    Py_INCREF(data)
+    output.parts[output.end] = <PyObject *>data
+    output.end += 1
+    output.size += PyBytes_GET_SIZE(data)
+    return 0
+
+
+cdef ssize_t output_send(const Output *output, int fd) noexcept:
+    """One sendmsg of what is queued: bytes taken by the socket, or -errno."""
+    cdef _sys.iovec vector[SEND_PARTS]
+    cdef Py_ssize_t count = min(output.end - output.first, <Py_ssize_t>SEND_PARTS)
+    cdef Py_ssize_t skip = output.offset
+    cdef Py_ssize_t i
+    for i in range(count):
+        vector[i].iov_base = PyBytes_AS_STRING(<bytes>output.parts[output.first + i]) + skip
+        vector[i].iov_len = PyBytes_GET_SIZE(<bytes>output.parts[output.first + i]) - skip
+        skip = 0
+    return _sys.ek_send_parts(fd, vector, count)
+
+
+cdef int output_drop_sent(Output *output, Py_ssize_t count) noexcept:
+    cdef Py_ssize_t left
+    output.size -= count
+    while count > 0:
+        left = PyBytes_GET_SIZE(<bytes>output.parts[output.first]) - output.offset
+        if count < left:
+            output.offset += count
+            return 0
+        count -= left
+        Py_DECREF(<object>output.parts[output.first])       # sent: let go of it now, not when all is sent
+        output.first += 1
+        output.offset = 0
+    return 0
 
 
 cdef class Stream(_core.Endpoint):
@@ -113,6 +139,9 @@ cdef class Stream(_core.Endpoint):
     """
 
     write_limit = 16777216      # bytes
+
+    def __dealloc__(self):
+        output_free(self.output)
 
     def on_open(self):
         pass
@@ -244,7 +273,7 @@ cdef class Stream(_core.Endpoint):
         try:
             if events & INPUT:
                 self.read(loop, events)
-            if events & _sys.EPOLLOUT and self.slot != NULL and self.output is not None:
+            if events & _sys.EPOLLOUT and self.slot != NULL and self.output != NULL:
                 self.send_queued()
         except BaseException:
             self.state &= ~<uint16_t>STREAM_CORKED
@@ -257,7 +286,7 @@ cdef class Stream(_core.Endpoint):
         cdef Py_ssize_t before = self.output.size
         self.state &= ~<uint16_t>STREAM_BLOCKED
         self.flush()
-        if self.slot == NULL or (self.output is not None and self.output.size == before):
+        if self.slot == NULL or (self.output != NULL and self.output.size == before):
             return 0
         if self.state & STREAM_CLOSING:
             return self.set_deadline_ns(CLOSE_TIMEOUT_NS)       # counts from the last progress
@@ -279,7 +308,7 @@ cdef class Stream(_core.Endpoint):
         return self.uncork(loop)
 
     cdef int on_closed(self, object reason) except -1:
-        self.output = None
+        self.drop_output()
         if reason is None and self.error:       # it broke, and then its own handler closed it
             reason = OSError(self.error, strerror(self.error).decode())
         self.on_close(reason)
@@ -298,9 +327,9 @@ cdef class Stream(_core.Endpoint):
         if self.slot == NULL:
             loop.scratch_used = 0
             return 0
-        if loop.scratch_used or self.output is not None:
+        if loop.scratch_used or self.output != NULL:
             self.flush()
-        if self.state & STREAM_CLOSING and self.slot != NULL and self.output is None:
+        if self.state & STREAM_CLOSING and self.slot != NULL and self.output == NULL:
             self.finish()
         return 0
 
@@ -320,7 +349,7 @@ cdef class Stream(_core.Endpoint):
         if self.slot == NULL or length == 0 or self.error:      # error: the reader is about to report it
             return 0
         loop = <Loop>self.loop_link
-        if self.state & STREAM_CORKED and self.output is None:
+        if self.state & STREAM_CORKED and self.output == NULL:
             if length <= SCRATCH_PIECE_BYTES and length <= SCRATCH_BYTES - loop.scratch_used:
                 memcpy(loop.scratch + loop.scratch_used, data, length)
                 loop.scratch_used += length
@@ -330,22 +359,36 @@ cdef class Stream(_core.Endpoint):
 
     cdef int queue(self, bytes data) except -1:
         cdef Loop loop
-        cdef Output output = self.output
-        if output is None:
-            output = Output.__new__(Output)
-            output.limit = self.write_limit
-            if self.slot == NULL or self.output is not None:    # finding the limit ran somebody's Python
-                return self.queue(data) if self.slot != NULL else 0
-            self.output = output
+        cdef Output *output
+        cdef Py_ssize_t limit
+        if self.output == NULL:
+            limit = self.write_limit            # may run somebody's Python: look again
+            if self.output == NULL:
+                self.output = output_new(limit)
         if self.slot == NULL:
-            return 0
+            return self.drop_output()
         loop = <Loop>self.loop_link
-        output.append(data)
-        if output.size + (len(output.parts) - output.first - 1) * PART_COST_BYTES > output.limit:
+        output = self.output
+        output_append(output, data)
+        if output.size + (output.end - output.first - 1) * PART_COST_BYTES > output.limit:
             return self.end_with(LimitReached(
                 f"{output.size} bytes wait for a peer that does not read, write_limit is {output.limit}"))
         if not self.state & (STREAM_CORKED | STREAM_BLOCKED):
             loop.make_ready(self.slot, _sys.EPOLLOUT)       # leaves with whatever else is written until then
+        return 0
+
+    cdef char *reserve(self, Py_ssize_t length) noexcept:
+        """Where a protocol may write the next so many bytes itself; what it wrote it adds to `scratch_used`. NULL where
+        there is no such place: it uses put()."""
+        cdef Loop loop
+        if self.slot == NULL or self.error or self.output != NULL or not self.state & STREAM_CORKED:
+            return NULL
+        loop = <Loop>self.loop_link
+        return loop.scratch + loop.scratch_used if length <= SCRATCH_BYTES - loop.scratch_used else NULL
+
+    cdef int drop_output(self) noexcept:
+        output_free(self.output)
+        self.output = NULL
         return 0
 
     cdef int end_with(self, object reason) except -1:
@@ -363,7 +406,7 @@ cdef class Stream(_core.Endpoint):
         if self.slot == NULL:
             return 0
         loop = <Loop>self.loop_link
-        if loop.scratch_used and self.output is None:
+        if loop.scratch_used and self.output == NULL:
             offered = loop.scratch_used
             loop.scratch_used = 0
             sent = _sys.ek_send(self.slot.fd, loop.scratch, offered)
@@ -374,13 +417,13 @@ cdef class Stream(_core.Endpoint):
             sent = max(sent, 0)
             self.block()
             return self.queue(PyBytes_FromStringAndSize(loop.scratch + sent, offered - sent))
-        while self.output is not None and not self.state & STREAM_BLOCKED:
-            self.output.send_some(self.slot.fd, &sent)
+        while self.output != NULL and not self.state & STREAM_BLOCKED:
+            sent = output_send(self.output, self.slot.fd)
             if sent == -errno.EAGAIN:
                 return self.block()
             if sent < 0:
                 return self.write_failed(<int>-sent)
-            self.output.drop_sent(sent)
+            output_drop_sent(self.output, sent)
             if self.output.size == 0:
                 self.unblock()
         return 0
@@ -398,7 +441,7 @@ cdef class Stream(_core.Endpoint):
     cdef int unblock(self) except -1:
         """All is sent. TCP stays watched: it raises OUT only after it was full; a unix socket, whenever its peer
         reads."""
-        self.output = None
+        self.drop_output()
         if self.state & STREAM_OUT_WATCHED and not self.slot.flags & SLOT_TCP:
             self.state &= ~<uint16_t>STREAM_OUT_WATCHED
             return self.owner().rewatch(self.slot, self.slot.events & ~_sys.EPOLLOUT)
@@ -409,7 +452,7 @@ cdef class Stream(_core.Endpoint):
         to be read, so the verdict is the reader's, who reports this error at their end.
         """
         cdef Loop loop = <Loop>self.loop_link
-        self.output = None
+        self.drop_output()
         if self.error == 0:
             self.error = code
         if self.state & (STREAM_CLOSING | STREAM_ENDED):
@@ -470,7 +513,7 @@ cdef class Stream(_core.Endpoint):
         """ERR or HUP, and everything that was buffered has been delivered: the one place that reads SO_ERROR."""
         if self.error == 0 and events & _sys.EPOLLERR:
             self.error = _sys.ek_take_error(self.slot.fd)
-        if self.error == 0 and self.output is not None:
+        if self.error == 0 and self.output != NULL:
             self.error = errno.EPIPE            # what a send would say
         error = OSError(self.error, strerror(self.error).decode()) if self.error else None
         if error is not None and not self.state & STREAM_CLOSING:
@@ -512,7 +555,7 @@ cdef class Stream(_core.Endpoint):
             return 0
         self.state |= STREAM_CLOSING | linger
         self.set_deadline_ns(CLOSE_TIMEOUT_NS)
-        if self.state & STREAM_CORKED or self.output is not None:
+        if self.state & STREAM_CORKED or self.output != NULL:
             return 0                            # uncork() finishes, or the flush that empties the queue
         return self.finish()
 

@@ -9,29 +9,29 @@ Two ways to arm it:
   Disarming is the same write with 0. A slot thus has at most one entry, whoever owns it.
 """
 from libc.errno cimport ENOMEM
-from libc.stdint cimport INT64_MAX, int64_t, uint32_t, uint64_t
+from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint32_t
 from libc.stdlib cimport free, realloc
 
 cdef struct TimerNode:
     int64_t due_ns          # CLOCK_MONOTONIC; 0: not armed
     uint32_t place          # index in the heap + 1; 0: not queued
+    uint32_t sequence       # breaks ties: first armed, first fired; wraps, as ties that far apart do not exist
 
-cdef struct TimerEntry:
+cdef struct TimerEntry:     # 16 bytes: there is one for each connection
     int64_t key_ns          # the node's deadline when it was queued; never later than node.due_ns, unless that is 0
-    uint64_t sequence       # breaks ties: first armed, first fired
     TimerNode *node
 
 cdef struct TimerQueue:
     TimerEntry *entries
     uint32_t count
     uint32_t room
-    uint64_t sequence
+    uint32_t sequence
 
 
 cdef inline bint timer_before(const TimerEntry *left, const TimerEntry *right) noexcept nogil:
     if left.key_ns != right.key_ns:
         return left.key_ns < right.key_ns
-    return left.sequence < right.sequence
+    return <int32_t>(left.node.sequence - right.node.sequence) < 0
 
 
 cdef inline int timers_place(TimerQueue *queue, uint32_t place, TimerEntry entry) noexcept nogil:
@@ -100,8 +100,8 @@ cdef inline int timers_set(TimerQueue *queue, TimerNode *node, int64_t due_ns) n
         queue.entries = grown
         queue.room = room
     node.due_ns = due_ns
+    node.sequence = queue.sequence
     entry.key_ns = due_ns
-    entry.sequence = queue.sequence
     entry.node = node
     queue.sequence += 1
     queue.count += 1

@@ -166,7 +166,7 @@ def test_admission_that_ends_the_connection_itself(stage, caplog):
         found: list[Stream] = []
 
         def admit(address: object) -> bool:
-            found[:] = [made for made in gc.get_objects() if isinstance(made, Stream) and not made.is_closing]
+            found[:] = [made for made in gc.get_referents(loop) if isinstance(made, Stream)]
             found[0].abort()
             return True
 
