@@ -19,6 +19,7 @@ from libc.string cimport memcmp, memcpy, memset
 from epollkit.errors import PeerError, UsageError
 
 cdef extern from "<endian.h>" nogil:
+    uint32_t le32toh(uint32_t word) noexcept
     uint64_t le64toh(uint64_t word) noexcept
 
 cdef extern from * nogil:
@@ -104,6 +105,7 @@ cdef enum ByteClass:            # bits of CLASS[byte]
     IP_LITERAL = 16             # what an IPv6 address has between its brackets
     DIGIT = 32
     HEX_DIGIT = 64
+    HOST_PLAIN = 128            # REG_NAME without the percent sign
 
 cdef uint8_t CLASS[256]
 cdef uint8_t LOWER[256]         # ASCII only, whatever the locale says
@@ -127,7 +129,8 @@ cdef int build_tables() except -1:
     mark(alphanumeric + b"!#$%&'*+-.^_`|~", TOKEN)
     mark(visible.replace(b"#", b""), TARGET)
     mark(b"\t " + visible + bytes(range(0x80, 0x100)), VALUE)
-    mark(alphanumeric + b"-._~" + b"!$&'()*+,;=" + b"%", REG_NAME)
+    mark(alphanumeric + b"-._~" + b"!$&'()*+,;=", REG_NAME | HOST_PLAIN)
+    mark(b"%", REG_NAME)
     mark(digits + b"abcdefABCDEF" + b":.", IP_LITERAL)
     mark(digits, DIGIT)
     mark(digits + b"abcdefABCDEF", HEX_DIGIT)
@@ -196,7 +199,7 @@ cdef inline int trim(const uint8_t *text, size_t *start, size_t *stop) noexcept 
     return 0
 
 
-cdef size_t skip_class(const uint8_t *data, size_t at, size_t end, uint8_t byte_class) noexcept nogil:
+cdef inline size_t skip_class(const uint8_t *data, size_t at, size_t end, uint8_t byte_class) noexcept nogil:
     while at < end and CLASS[data[at]] & byte_class:
         at += 1
     return at
@@ -273,8 +276,14 @@ cdef int authority_port(const uint8_t *text, size_t length, int default_port, si
     return port
 
 
-cdef bint valid_authority(const uint8_t *text, size_t length) noexcept nogil:
+cdef inline bint valid_authority(const uint8_t *text, size_t length) noexcept nogil:
+    """Nearly all are plain characters, and perhaps a colon and a port below 60000: these are known at a glance."""
+    cdef size_t at = skip_run(text, 0, length, HOST_PLAIN)
+    cdef size_t port_length = length - at
     cdef size_t host_length
+    if at > 0 and (port_length == 0 or (text[at] == 0x3A and skip_class(text, at + 1, length, DIGIT) == length and (  # :
+            port_length <= 5 or (port_length == 6 and text[at + 1] < 0x36)))):  # 6
+        return True
     return authority_port(text, length, 0, &host_length) >= 0
 
 
@@ -315,11 +324,24 @@ cdef uint8_t known_method(const uint8_t *name, size_t length) noexcept nogil:
     return HEAD_OTHER
 
 
+cdef inline int method_found(Head *head, uint8_t method, size_t length) noexcept nogil:
+    head.method_name = <uint16_t>head.consumed
+    head.method_name_length = <uint16_t>length
+    head.method = method
+    head.target = <uint16_t>(head.consumed + length + 1)
+    head.scanned = head.target
+    head.stage = IN_TARGET
+    return GO_ON
+
+
 cdef inline int scan_method(Head *head, const uint8_t *data, size_t end, size_t limit) noexcept nogil:
     cdef size_t line = head.consumed
     cdef size_t stop = smaller(end, line + smaller(limit, MAX_METHOD_BYTES))
-    cdef size_t at = skip_class(data, head.scanned, stop, TOKEN)
-    cdef size_t length = at - line
+    cdef size_t at, length
+    if end - line >= 4 and limit > 4 and memcmp(data + line, b"GET ", 4) == 0:
+        return method_found(head, HEAD_GET, 3)
+    at = skip_class(data, head.scanned, stop, TOKEN)
+    length = at - line
     if at >= end:
         return wait_at(head, IN_METHOD, at)
     if length == limit and data[at] != CR:
@@ -330,13 +352,7 @@ cdef inline int scan_method(Head *head, const uint8_t *data, size_t end, size_t 
         return refuse(head, reason_for(data[at], METHOD_BYTE), at)
     if length == 7 and memcmp(data + line, b"CONNECT", 7) == 0:
         return refuse(head, METHOD_CONNECT, at)
-    head.method_name = <uint16_t>line
-    head.method_name_length = <uint16_t>length
-    head.method = known_method(data + line, length)
-    head.target = <uint16_t>(at + 1)
-    head.scanned = head.target
-    head.stage = IN_TARGET
-    return GO_ON
+    return method_found(head, known_method(data + line, length), length)
 
 
 cdef int check_target(Head *head, const uint8_t *data) noexcept nogil:
@@ -532,11 +548,18 @@ cdef int take_expect(Head *head, const uint8_t *data, const HeadField *field) no
     return GO_ON
 
 
+cdef inline bint is_host(const uint8_t *name) noexcept nogil:
+    """Are these four token bytes `host`, in any case? Two letters differ in case only if they differ in bit 0x20 only."""
+    cdef uint32_t word
+    memcpy(&word, name, 4)
+    return le32toh(word) | 0x20202020 == 0x74736F68
+
+
 cdef inline int take_field(Head *head, const uint8_t *data, const HeadField *field) noexcept nogil:
     """Look at one complete, well-formed field. The length of the name sorts out nearly all others."""
     cdef const uint8_t *name = data + field.name
     cdef size_t length = field.name_length
-    if length == 4 and same_text(name, length, b"host", 4):
+    if length == 4 and is_host(name):
         return take_host(head, data, field)
     if length == 6 and same_text(name, length, b"expect", 6):
         return take_expect(head, data, field)

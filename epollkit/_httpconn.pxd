@@ -43,10 +43,10 @@ cdef class Request:
 
 
 cdef class Response:
-    cdef readonly bytes body
+    cdef readonly bytes body        # None: made without __init__
     cdef readonly int status
-    cdef readonly tuple headers
-    cdef bytes block                # the headers, serialised; b"" without
+    cdef tuple pairs                # the headers; None without
+    cdef bytes block                # the same, serialised
     cdef bint close                 # the application asked for Connection: close
 
 

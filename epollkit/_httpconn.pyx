@@ -1,6 +1,5 @@
 """`HttpConnection`: parse, call the application, answer; and the `Request` and `Response` it deals in."""
 import logging
-from email.utils import formatdate
 from http import HTTPStatus
 from urllib.parse import unquote
 
@@ -10,7 +9,9 @@ from cpython.object cimport PyObject, visitproc
 from cpython.ref cimport Py_DECREF, Py_REFCNT
 from cpython.unicode cimport PyUnicode_DecodeASCII
 from libc.stdint cimport int64_t, uint8_t, uint16_t
+from libc.stdio cimport snprintf
 from libc.string cimport memcpy
+from libc.time cimport gmtime_r, time_t, tm
 
 cimport cython
 
@@ -30,7 +31,7 @@ from epollkit._http1 cimport (
     valid_field_value,
 )
 from epollkit._stream cimport (
-    READ_ROOM_BYTES, SCRATCH_BYTES, SCRATCH_PIECE_BYTES, STREAM_CLOSING, STREAM_LINGERS, Loop, Stream,
+    READ_ROOM_BYTES, SCRATCH_BYTES, SCRATCH_PIECE_BYTES, STREAM_CLOSING, STREAM_LINGERS, Loop, Stream, reserve,
 )
 
 from epollkit._checks import checked_number
@@ -77,14 +78,36 @@ cdef int64_t date_second = 0
 cdef char date_header[DATE_BYTES]
 
 
-cdef int refresh_date() except -1:
-    """Make `date_header` that of this second (RFC 9110 6.6.1). Once per read, not per answer; may run Python."""
+cdef int write_date(int64_t seconds, char *out) noexcept nogil:
+    """The Date header, DATE_BYTES of it (IMF-fixdate, RFC 9110 5.6.7): in English whatever the locale, and without
+    Python, for nothing may come between a read and its answers."""
+    cdef const char *days = b"SunMonTueWedThuFriSat"
+    cdef const char *months = b"JanFebMarAprMayJunJulAugSepOctNovDec"
+    cdef char text[64]
+    cdef time_t when = seconds
+    cdef tm utc
+    gmtime_r(&when, &utc)
+    snprintf(text, sizeof(text), b"Date: %.3s, %02d %.3s %04d %02d:%02d:%02d GMT\r\n", days + 3 * utc.tm_wday,
+             utc.tm_mday, months + 3 * utc.tm_mon, utc.tm_year + 1900, utc.tm_hour, utc.tm_min, utc.tm_sec)
+    memcpy(out, text, DATE_BYTES)
+    return 0
+
+
+def http_date(int64_t seconds):
+    """Seconds since 1970 as HTTP writes a date: "Sun, 06 Nov 1994 08:49:37 GMT". From the year 1 to 9999."""
+    cdef char header[DATE_BYTES]
+    if not -62135596800 <= seconds <= 253402300799:
+        raise UsageError(f"a date of HTTP is between the years 1 and 9999, not {seconds} seconds from 1970")
+    write_date(seconds, header)
+    return header[6:DATE_BYTES - 2].decode("ascii")
+
+
+cdef int refresh_date() noexcept:
+    """Make `date_header` that of this second (RFC 9110 6.6.1): once per read, not per answer."""
     global date_second
     cdef int64_t now = _sys.ek_wall_seconds()
-    cdef bytes text
     if now != date_second:
-        text = f"Date: {formatdate(now, usegmt=True)}\r\n".encode()
-        memcpy(date_header, PyBytes_AS_STRING(text), DATE_BYTES)
+        write_date(now, date_header)
         date_second = now
     return 0
 
@@ -307,15 +330,17 @@ cdef class Response:
         else:
             self.status = checked_number("status", status, 200, 599)
         self.body = body
-        self.headers = NO_HEADERS
-        self.block = NO_BODY
         if headers is not NO_HEADERS:
             try:
                 pairs = tuple(headers)
             except TypeError:
                 raise UsageError(f"headers are pairs (name, value) of bytes, not {headers!r}") from None
-            self.headers = checked_headers(pairs)
-            self.block = serialise_headers(self.headers, &self.close)
+            self.pairs = checked_headers(pairs)
+            self.block = serialise_headers(self.pairs, &self.close)
+
+    @property
+    def headers(self):
+        return self.pairs or ()
 
     def __repr__(self):
         return f"<Response {self.status} {len(self.body or b'')} bytes>"
@@ -516,7 +541,7 @@ cdef class HttpConnection(Stream):
         cdef Response response
         if Py_REFCNT(request) > 1:              # somebody keeps it; also a traceback, if the application raised
             request.keep_head()
-        if result != NULL and type(<object>result) is Response and (<Response>result).block is not None:
+        if result != NULL and type(<object>result) is Response and (<Response>result).body is not None:
             response = <Response>result
             Py_DECREF(response)
         else:
@@ -532,7 +557,7 @@ cdef class HttpConnection(Stream):
                 ek_raise()
             answer = <object>result
             Py_DECREF(answer)
-            if isinstance(answer, Response) and (<Response>answer).block is not None:   # None: made without __init__
+            if isinstance(answer, Response) and (<Response>answer).body is not None:    # None: made without __init__
                 return answer
             raise UsageError(f"the application returned {answer!r} for {request!r}, not a Response")
         except Exception as error:
@@ -546,13 +571,15 @@ cdef class HttpConnection(Stream):
         cdef bint bare = response.status in (204, 304)
         cdef bint keep = request.keep_alive and not response.close
         cdef bint with_body = not bare and request.method_code != HEAD_HEAD
-        cdef Py_ssize_t room = HEAD_ROOM + PyBytes_GET_SIZE(response.block)
+        cdef Py_ssize_t room = HEAD_ROOM
         cdef Py_ssize_t used
         cdef bytes large = None
         cdef char *out
+        if response.block is not None:
+            room += PyBytes_GET_SIZE(response.block)
         if with_body and PyBytes_GET_SIZE(response.body) <= SCRATCH_PIECE_BYTES:
             room += PyBytes_GET_SIZE(response.body)
-        out = self.reserve(room)                # most answers: written where they leave from
+        out = reserve(self, room)               # most answers: written where they leave from
         if out == NULL:
             large = PyBytes_FromStringAndSize(NULL, room)
             out = PyBytes_AS_STRING(large)
@@ -563,7 +590,7 @@ cdef class HttpConnection(Stream):
             used = append(out, used, CLOSE_HEADER)
         elif request.minor_version == 0:
             used = append(out, used, KEEP_HEADER)
-        if response.block is not NO_BODY:
+        if response.block is not None:
             used = append(out, used, response.block)
         out[used] = 13
         out[used + 1] = 10

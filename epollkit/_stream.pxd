@@ -60,7 +60,6 @@ cdef class Stream(_core.Endpoint):
 
     # For protocols: what they do.
     cdef int put(self, const char *data, Py_ssize_t length, bytes owner) except -1
-    cdef char *reserve(self, Py_ssize_t length) noexcept
     cdef int flush(self) except -1
     cdef int close_softly(self, uint16_t linger) except -1
     cdef int pause(self) except -1
@@ -85,3 +84,13 @@ cdef class Stream(_core.Endpoint):
     cdef int drop_output(self) noexcept
     cdef int end_with(self, object reason) except -1
     cdef object address(self, bint peer)
+
+
+cdef inline char *reserve(Stream stream, Py_ssize_t length) noexcept:
+    """For protocols: where so many bytes may be written to leave with the upcall; what was written is then added to the
+    loop's `scratch_used`. NULL: there is no such place now, use put()."""
+    cdef Loop loop
+    if stream.slot == NULL or stream.error or stream.output != NULL or not stream.state & STREAM_CORKED:
+        return NULL
+    loop = <Loop>stream.loop_link
+    return loop.scratch + loop.scratch_used if length <= SCRATCH_BYTES - loop.scratch_used else NULL

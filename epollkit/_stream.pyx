@@ -377,15 +377,6 @@ cdef class Stream(_core.Endpoint):
             loop.make_ready(self.slot, _sys.EPOLLOUT)       # leaves with whatever else is written until then
         return 0
 
-    cdef char *reserve(self, Py_ssize_t length) noexcept:
-        """Where a protocol may write the next so many bytes itself; what it wrote it adds to `scratch_used`. NULL where
-        there is no such place: it uses put()."""
-        cdef Loop loop
-        if self.slot == NULL or self.error or self.output != NULL or not self.state & STREAM_CORKED:
-            return NULL
-        loop = <Loop>self.loop_link
-        return loop.scratch + loop.scratch_used if length <= SCRATCH_BYTES - loop.scratch_used else NULL
-
     cdef int drop_output(self) noexcept:
         output_free(self.output)
         self.output = NULL

@@ -283,33 +283,6 @@ def test_what_is_not_made_by_hand_says_so():
             read()
 
 
-def test_an_answer_that_is_cut_short_is_not_glued_to_the_next(stage, monkeypatch):
-    """Ctrl-C in the second when the Date is made anew: the connection ends, for the client counts answers."""
-    from epollkit import _httpconn
-
-    def interrupted(*arguments: object, **options: object) -> str:
-        raise KeyboardInterrupt
-
-    with epollkit.Loop() as loop:
-        client = stage.connect(listen(loop, ("127.0.0.1", 0), lambda request: Response(b"x")))
-        settle(loop)
-        monkeypatch.setattr(_httpconn, "formatdate", interrupted)
-        interrupted_at = None
-        end = loop.time() + 5
-        while interrupted_at is None and loop.time() < end:     # the first request of a second makes the Date anew
-            try:
-                client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-                loop.turn(1)
-                assert client.recv(65536).endswith(b"\r\n\r\nx")
-            except KeyboardInterrupt:
-                interrupted_at = loop.time()
-        monkeypatch.undo()
-        settle(loop)
-        assert interrupted_at is not None
-        with pytest.raises(ConnectionResetError):
-            client.recv(65536)
-
-
 def test_an_interrupted_on_open_is_taken_up_again(stage, tmp_path):
     """A unix socket raises no OUT by itself, so nothing else would end it."""
     def close_and_interrupt(stream: Stream) -> None:
