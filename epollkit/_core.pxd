@@ -5,7 +5,7 @@ A handler in Cython subclasses `Endpoint` and overrides its C methods; the loop 
 from cpython.object cimport PyObject, visitproc
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 
-from epollkit._calls cimport Calls, Timer
+from epollkit._calls cimport Calls
 from epollkit._slots cimport Slot, SlotList, SlotTable
 from epollkit._sys cimport epoll_event
 from epollkit._timers cimport TimerQueue
@@ -92,17 +92,14 @@ cdef class Loop:
     cdef Slot *attach(self, Endpoint endpoint, int fd, uint16_t flags) except NULL
     cdef int watch(self, Slot *slot, uint32_t events) except -1
     cdef int rewatch(self, Slot *slot, uint32_t events) except -1
-    cdef int unwatch(self, Slot *slot) except -1
     cdef int open_endpoint(self, Endpoint endpoint, uint32_t events, bint early_read) except -1
     cdef int release(self, Slot *slot, object reason) except -1
     cdef int make_ready(self, Slot *slot, uint16_t events) noexcept
     cdef int set_deadline(self, Slot *slot, int64_t due_ns) except -1
-    cdef Timer call_bound(self, Endpoint endpoint, object delay, object function, tuple arguments)
     cdef bint at_limit(self) noexcept
 
     # inside
     cpdef int check_usable(self) except -1
-    cdef bint holds_its_fd(self, const Slot *slot) noexcept
     cdef int lose(self, Slot *slot) except -1
     cdef int enter(self) except -1
     cdef Py_ssize_t turn_once(self, int64_t timeout_ns) except -1

@@ -14,12 +14,13 @@ from libc.string cimport strerror
 cimport cython
 
 from epollkit cimport _sys
-from epollkit._calls cimport Calls, Timer, delay_ns
+from epollkit._calls cimport Calls, Timer
+from epollkit._epollset cimport set_add, set_change, set_holds, set_renew
 from epollkit._slots cimport (
-    MAX_SLOTS, NO_SLOT, SLOT_BOUND_CALLS, SLOT_CONNECTION, SLOT_DISARMED, SLOT_EXCLUSIVE, SLOT_INTERNAL, SLOT_OWNS_FD,
-    SLOT_PEER_CLOSED, SLOT_READY, SLOT_TELLS_CLOSE, SLOT_UNLIMITED, SLOT_WATCHED, STALE_CLOSED, STALE_ORPHAN,
-    STALE_RECYCLED, Slot, Staleness, slot_append, slot_at, slot_for, slot_invalidate, slot_of_fd, slot_recycle,
-    slot_staleness, slot_tag, slot_take, slot_unlink, slots_forget_batches, slots_free, slots_init,
+    MAX_SLOTS, NO_SLOT, SLOT_BOUND_CALLS, SLOT_CONNECTION, SLOT_INTERNAL, SLOT_OWNS_FD, SLOT_PEER_CLOSED, SLOT_READY,
+    SLOT_TELLS_CLOSE, SLOT_UNLIMITED, SLOT_WATCHED, STALE_CLOSED, STALE_ORPHAN, STALE_RECYCLED, Slot, Staleness,
+    slot_append, slot_at, slot_for, slot_invalidate, slot_of_fd, slot_recycle, slot_staleness, slot_tag, slot_take,
+    slot_unlink, slots_forget_batches, slots_free, slots_init,
 )
 from epollkit._sys cimport EK_ASSERT
 from epollkit._tokens cimport Anchor, make_token
@@ -135,18 +136,7 @@ cdef class Wakeup(Endpoint):
 # ---------------------------------------------------------------------------------------------------------------------
 @cython.no_gc_clear      # __dealloc__ needs its attributes; __del__ has emptied what cycles run through
 cdef class Loop:
-    """The bare loop: registrations, listeners, timers, turns. `epollkit.Loop` adds streams to it.
-
-    Args:
-        max_connections: registrations at most, listeners and the loop's own wake-ups not counted.
-        instance_bits: how many bits of the generation are compared, 1 to 32. Leave it at 32; 1 is nginx's scheme, for
-            tests and teaching.
-        batch: events taken from the kernel at once, 1 to 65536.
-
-    A loop belongs to the thread that made it. Only `call_soon_threadsafe` may be called from other threads; any other
-    call from there raises `UsageError`. A loop that is dropped without `close()` closes its fds without any upcall and
-    warns (`ResourceWarning`); `with Loop() as loop:` closes it.
-    """
+    """The bare loop: registrations, deadlines, turns. Its contract stands on `epollkit.Loop`, in `_stream.pyx`."""
 
     def __cinit__(self, *arguments, **options):
         self.epoll_fd = self.wake_fd = -1
@@ -243,14 +233,6 @@ cdef class Loop:
         self.counters.lost += 1
         return self.release(slot, error)
 
-    cdef bint holds_its_fd(self, const Slot *slot) noexcept:
-        """Whether a watched slot's fd is still the file that it was registered with, or was closed behind our back and
-        means another by now. The kernel knows: it refuses to add a file twice."""
-        cdef int result = _sys.ek_epoll_ctl(self.epoll_fd, _sys.EPOLL_CTL_ADD, slot.fd, 0, slot_tag(slot))
-        if result == 0:
-            _sys.ek_epoll_ctl(self.epoll_fd, _sys.EPOLL_CTL_DEL, slot.fd, 0, 0)
-        return result == -errno.EEXIST
-
     cdef bint at_limit(self) noexcept:
         return self.slots.live - self.slots.unlimited >= <uint32_t>self.max_connections
 
@@ -279,12 +261,7 @@ cdef class Loop:
 
     cdef int watch(self, Slot *slot, uint32_t events) except -1:
         """Put the fd into the epoll set under the slot's tag."""
-        cdef int result = _sys.ek_epoll_ctl(self.epoll_fd, _sys.EPOLL_CTL_ADD, slot.fd, events, slot_tag(slot))
-        if result == -errno.EEXIST:
-            # No live slot claims the fd, yet the set has it: an unregistered fd that was closed, kept alive by a dup,
-            # and came back under its old number. The entry is ours to take over.
-            _sys.ek_epoll_ctl(self.epoll_fd, _sys.EPOLL_CTL_DEL, slot.fd, 0, 0)
-            result = _sys.ek_epoll_ctl(self.epoll_fd, _sys.EPOLL_CTL_ADD, slot.fd, events, slot_tag(slot))
+        cdef int result = set_add(self.epoll_fd, slot, events)
         if result == -errno.EPERM:
             raise UsageError(f"fd {slot.fd} can't be polled: a regular file or directory is always ready")
         if result == -errno.EBADF:
@@ -293,8 +270,6 @@ cdef class Loop:
             raise UsageError(f"fd {slot.fd} can't be watched by this loop: it is the loop's own epoll fd, or a cycle")
         if result < 0:
             raise os_error(-result, f"epoll_ctl for fd {slot.fd}")
-        slot.events = events
-        slot.flags |= SLOT_WATCHED | (SLOT_EXCLUSIVE if events & _sys.EPOLLEXCLUSIVE else 0)
         return 0
 
     cdef int rewatch(self, Slot *slot, uint32_t events) except -1:
@@ -302,21 +277,13 @@ cdef class Loop:
         cdef int result
         if not slot.flags & SLOT_WATCHED:       # a rebuild left a disarmed one-shot out of the set
             return self.watch(slot, events)
-        result = _sys.ek_epoll_ctl(self.epoll_fd, _sys.EPOLL_CTL_MOD, slot.fd, events, slot_tag(slot))
+        result = set_change(self.epoll_fd, slot, events)
         if result in (-errno.ENOENT, -errno.EBADF, -errno.EPERM):
             fd = slot.fd
             self.lose(slot)
             raise StaleToken(f"fd {fd} was closed while it was registered; the registration is gone")
         if result < 0:
             raise os_error(-result, f"epoll_ctl for fd {slot.fd}")
-        slot.events = events
-        return 0
-
-    cdef int unwatch(self, Slot *slot) except -1:
-        """Take the fd out of the set. That it is no longer there, or closed, is no error: the user was faster."""
-        if slot.flags & SLOT_WATCHED:
-            slot.flags &= ~<uint16_t>SLOT_WATCHED
-            _sys.ek_epoll_ctl(self.epoll_fd, _sys.EPOLL_CTL_DEL, slot.fd, 0, 0)
         return 0
 
     cdef int open_endpoint(self, Endpoint endpoint, uint32_t events, bint early_read) except -1:
@@ -388,63 +355,6 @@ cdef class Loop:
         if timers_defer(&self.deadlines, &slot.timer, due_ns) < 0:
             raise MemoryError()
         return 0
-
-    # -- calls that are due --------------------------------------------------------------------------------------------
-
-    def call_soon(self, function, *arguments):
-        """Run a function in the next turn, before any event. Returns a `Timer`; in order of posting."""
-        self.check_usable()
-        return self.calls.post(function, arguments)
-
-    def call_later(self, seconds, function, *arguments):
-        """Run a function once that many seconds have passed, never earlier. Returns a `Timer` to cancel or reset."""
-        cdef int64_t delay = delay_ns(seconds)
-        self.check_usable()
-        return self.calls.schedule(_sys.ek_now_ns() + delay, function, arguments)
-
-    def call_at(self, when, function, *arguments):
-        """Run a function once `loop.time()` has reached `when`, in seconds."""
-        cdef int64_t due_ns = max(delay_ns(when), <int64_t>1)
-        self.check_usable()
-        return self.calls.schedule(due_ns, function, arguments)
-
-    def time(self):
-        """Seconds on the loop's clock (CLOCK_MONOTONIC), the one `call_at` counts in."""
-        return _sys.ek_now_ns() / 1e9
-
-    def call_soon_threadsafe(self, function, *arguments):
-        """Run a function in the loop's thread, in its next turn, and wake the loop for it. Thread-safe.
-
-        Raises UsageError: the loop is closed; LimitReached: a million calls wait and the loop does not come to them.
-        """
-        if self.closed:
-            raise UsageError("this loop is closed")
-        self.calls.post_from_thread(function, arguments)
-        if not self.wake_sent:
-            self.wake_sent = True
-            _sys.ek_eventfd_add(self.wake_fd)
-
-    cdef Timer call_bound(self, Endpoint endpoint, object delay, object function, tuple arguments):
-        """A timer, or with delay None a posted call, that dies with the endpoint."""
-        cdef int64_t delay_in_ns = -1 if delay is None else delay_ns(delay)
-        cdef uint64_t tag = slot_tag(endpoint.slot)
-        cdef list calls
-        cdef Timer timer
-        if delay_in_ns < 0:
-            timer = self.calls.post(function, arguments)
-        else:
-            timer = self.calls.schedule(_sys.ek_now_ns() + delay_in_ns, function, arguments)
-        calls = self.bound.get(tag, [])
-        if len(calls) >= 16 and len(calls) & (len(calls) - 1) == 0:     # at 16, 32, 64 ...: drop what is done
-            calls[:] = [call for call in calls if (<Timer>call).function is not None]
-        calls.append(timer)
-        self.bound[tag] = calls
-        if endpoint.slot == NULL:           # an allocation ran the collector, and that a finalizer that closed it
-            del self.bound[tag]
-            timer.forget()
-            endpoint.owner()                # raises
-        endpoint.slot.flags |= SLOT_BOUND_CALLS
-        return timer
 
     # -- errors ---------------------------------------------------------------------------------------------
 
@@ -688,29 +598,16 @@ cdef class Loop:
         cdef int64_t now_ns = _sys.ek_now_ns()
         cdef uint32_t index
         cdef Slot *slot
-        cdef int fresh_fd
-        cdef int result = 0
         if now_ns - self.rebuilt_ns < REBUILD_PAUSE_NS:
             return 0
         self.rebuilt_ns = now_ns
         for index in range(self.slots.fresh):
             slot = slot_at(&self.slots, index)
-            if slot.endpoint != NULL and slot.flags & SLOT_WATCHED and not self.holds_its_fd(slot):
+            if slot.endpoint != NULL and slot.flags & SLOT_WATCHED and not set_holds(self.epoll_fd, slot):
                 self.lose(slot)
-        fresh_fd = _sys.ek_epoll_create()
-        for index in range(self.slots.fresh):
-            slot = slot_at(&self.slots, index)
-            if result >= 0 and slot.flags & SLOT_WATCHED and not slot.flags & SLOT_DISARMED:
-                result = _sys.ek_epoll_ctl(fresh_fd, _sys.EPOLL_CTL_ADD, slot.fd, slot.events, slot_tag(slot))
-        if fresh_fd < 0 or result < 0 or _sys.ek_replace(fresh_fd, self.epoll_fd) < 0:
-            _sys.ek_close(fresh_fd)                 # no memory, no descriptor: the old set still works
-            return 0
-        for index in range(self.slots.fresh):
-            slot = slot_at(&self.slots, index)
-            if slot.flags & SLOT_DISARMED:
-                slot.flags &= ~<uint16_t>SLOT_WATCHED
-        self.orphans = 0
-        self.counters.rebuilds += 1
+        if set_renew(&self.slots, self.epoll_fd) == 0:      # else the old one still works
+            self.orphans = 0
+            self.counters.rebuilds += 1
         return 0
 
     def _abandon(self):

@@ -15,10 +15,9 @@ cdef class Listener(Endpoint):
     cdef uint32_t accept_events     # what accepted sockets are watched for
     cdef uint16_t accept_flags      # SlotFlag of accepted sockets
     cdef bint early_read            # defer_accept: the first bytes are there already
-    cdef bint paused                # out of the set, for want of descriptors, memory or slots
+    cdef bint paused                # out of the set, for want of descriptors, memory or slots; its deadline runs
     cdef readonly int pauses        # how often that happened
     cdef int told                   # the reason of the last pause that was logged
-    cdef object resume_timer
 
     cdef int open_connection(self, Loop loop, int fd) except -1
     cdef int pause(self, Loop loop, int error) except -1

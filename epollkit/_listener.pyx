@@ -3,17 +3,18 @@ import logging
 import socket
 
 from libc cimport errno
-from libc.stdint cimport uint32_t
+from libc.stdint cimport int64_t, uint32_t
 from libc.string cimport strerror
 
 from epollkit cimport _sys
 from epollkit._core cimport UNLIMITED_SLOTS, Endpoint, Loop, os_error
+from epollkit._epollset cimport set_remove
 from epollkit._slots cimport SLOT_CONNECTION, SLOT_OWNS_FD, SLOT_TCP, SLOT_TELLS_CLOSE, SLOT_UNLIMITED
 
 from epollkit import _sockets
 from epollkit.errors import LimitReached, UsageError
 
-cdef double ACCEPT_PAUSE_SECONDS = 0.1      # how long a listener rests when nobody gives anything back
+cdef int64_t ACCEPT_PAUSE_NS = 100000000    # how long a listener rests when nobody gives anything back
 cdef int OUT_OF_SLOTS = 0                   # `pause` for max_connections rather than for an errno
 
 logger = logging.getLogger("epollkit")
@@ -79,11 +80,11 @@ cdef class Listener(Endpoint):
         return loop.open_endpoint(endpoint, self.accept_events, self.early_read)
 
     cdef int pause(self, Loop loop, int error) except -1:
-        """Leave the set; come back by timer, or as soon as a registration ends."""
-        self.resume_timer = loop.call_bound(self, ACCEPT_PAUSE_SECONDS, self.resume_now, ())
+        """Leave the set; come back after a while, or as soon as a registration ends."""
+        loop.set_deadline(self.slot, _sys.ek_now_ns() + ACCEPT_PAUSE_NS)
         self.paused = True
         self.pauses += 1
-        loop.unwatch(self.slot)
+        set_remove(loop.epoll_fd, self.slot)
         loop.waiting_for_room.append(self)
         if self.told != error:          # once: under a storm the log must not be the next thing to fall
             self.told = error
@@ -93,6 +94,9 @@ cdef class Listener(Endpoint):
         return 0
 
     cdef int on_room(self) except -1:
+        return self.resume()
+
+    cdef int on_deadline(self) except -1:
         return self.resume()
 
     def resume_now(self):
@@ -107,8 +111,7 @@ cdef class Listener(Endpoint):
         self.paused = False
         if self in loop.waiting_for_room:
             loop.waiting_for_room.remove(self)
-        self.resume_timer.cancel()
-        self.resume_timer = None
+        loop.set_deadline(self.slot, 0)
         try:
             loop.watch(self.slot, self.listen_events)
         except Exception as error:      # not at whoever closed something; no memory, say: try again later
@@ -134,7 +137,7 @@ cdef class Listener(Endpoint):
         loop = self.owner()
         loop.check_usable()
         self.remove_file()              # now, not in on_closed: whoever listens there next may be given the same inode
-        loop.unwatch(self.slot)         # level-triggered: a copy of the fd, in a child say, would wake us for ever
+        set_remove(loop.epoll_fd, self.slot)    # level-triggered: a copy of the fd, in a child say, would wake us on
         loop.release(self.slot, None)
 
     def __repr__(self):

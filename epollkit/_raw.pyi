@@ -3,7 +3,7 @@ from typing import Protocol, TypeAlias
 
 from typing_extensions import Never, disjoint_base
 
-from epollkit import _core
+from epollkit import _core, _schedule
 from epollkit._tokens import Token
 
 class _HasFileno(Protocol):
@@ -15,7 +15,7 @@ _Handler: TypeAlias = Callable[[Token, int], object]
 class RawEndpoint(_core.Endpoint):
     def __init__(self, *args: Never, **kwargs: Never) -> None: ...
 
-class Loop(_core.Loop):
+class Loop(_schedule.Loop):
     def register(self, fd: int | _HasFileno, events: int, handler: _Handler) -> Token: ...
     def modify(self, token: Token, events: int) -> None: ...
     def unregister(self, token: Token) -> None: ...

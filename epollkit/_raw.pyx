@@ -1,7 +1,8 @@
 """The raw API: any pollable fd, and a Python callable that is told everything."""
 from libc.stdint cimport uint16_t, uint32_t
 
-from epollkit cimport _core, _sys
+from epollkit cimport _core, _schedule, _sys
+from epollkit._epollset cimport set_holds
 from epollkit._slots cimport (
     SLOT_DISARMED, SLOT_EXCLUSIVE, SLOT_INTERNAL, SLOT_UNLIMITED, SLOT_WATCHED, Slot, slot_named, slot_of_fd,
 )
@@ -25,8 +26,8 @@ cdef class RawEndpoint(_core.Endpoint):
         return self.handler
 
 
-cdef class Loop(_core.Loop):
-    """The bare loop, and the raw API."""
+cdef class Loop(_schedule.Loop):
+    """The bare loop, calls, and the raw API."""
 
     def register(self, fd, events, handler):
         """Watch any pollable fd: `handler(token, events)` gets the whole mask of each edge. Returns a `Token`.
@@ -120,7 +121,7 @@ cdef class Loop(_core.Loop):
         cdef Slot *slot = slot_of_fd(&self.slots, fd)
         if slot == NULL:
             return 0
-        if not slot.flags & SLOT_WATCHED or self.holds_its_fd(slot):
+        if not slot.flags & SLOT_WATCHED or set_holds(self.epoll_fd, slot):
             raise UsageError(f"fd {fd} is already registered; modify() its registration, or unregister() it first")
         self.lose(slot)
         return self.claim(fd)           # what its finalizer registered, if anything, is no longer lost

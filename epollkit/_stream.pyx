@@ -186,13 +186,13 @@ cdef class Stream(_core.Endpoint):
 
     def call_soon(self, function, *arguments):
         """As `Loop.call_soon`, but it dies with this stream."""
-        cdef _core.Loop loop = self.owner()
+        cdef Loop loop = self.owner()
         loop.check_usable()
         return loop.call_bound(self, None, function, arguments)
 
     def call_later(self, seconds, function, *arguments):
         """As `Loop.call_later`, but it dies with this stream."""
-        cdef _core.Loop loop = self.owner()
+        cdef Loop loop = self.owner()
         loop.check_usable()
         return loop.call_bound(self, seconds, function, arguments)
 
