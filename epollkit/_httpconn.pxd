@@ -17,6 +17,7 @@ cdef class Settings:
     """What all connections of one server share. Called without arguments, it makes one: a factory for `Loop.listen`."""
     cdef readonly object app
     cdef readonly object admit      # callable(peer_address) -> bool, asked once per connection; or None
+    cdef Request spare              # what the next request is made of; None: a new object
     cdef HeadLimits limits
     cdef Py_ssize_t body_limit
     cdef int64_t header_timeout_ns, body_timeout_ns, write_timeout_ns, keep_alive_timeout_ns
@@ -28,7 +29,7 @@ cdef class Request:
     cdef const char *head
     cdef Py_ssize_t head_length
     cdef bytes own_head
-    cdef readonly bytes body
+    cdef readonly bytes body        # None: not a request at the moment, see put_away()
     cdef readonly HttpConnection connection
     cdef uint16_t target_offset, target_length
     cdef uint16_t method_offset, method_length

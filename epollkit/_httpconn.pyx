@@ -261,7 +261,12 @@ cdef class Request:
 
 
 cdef Request make_request(HttpConnection connection, const Head *head, const uint8_t *data, Py_ssize_t length):
-    cdef Request request = Request.__new__(Request)
+    cdef Settings settings = connection.settings
+    cdef Request request = settings.spare
+    if request is None:
+        request = Request.__new__(Request)
+    else:
+        settings.spare = None
     request.head = <const char *>data
     request.head_length = length
     request.body = NO_BODY
@@ -274,6 +279,24 @@ cdef Request make_request(HttpConnection connection, const Head *head, const uin
     request.minor_version = head.minor_version
     request.keep_alive = head.keep_alive
     return request
+
+
+cdef int put_away(HttpConnection connection, Request request) except -1:
+    """It was answered. If nobody keeps it, the next one is made of it; of this one nothing is left in it."""
+    if Py_REFCNT(request) > 1 or connection.settings is None:
+        return 0
+    request.head = NULL
+    request.body = None
+    request.connection = None
+    if request.own_head is not None:
+        request.own_head = None
+    if request.path_text is not None:
+        request.path_text = None
+    if request.header_list is not None:
+        request.header_list = None          # what an application put into the list may have a finalizer
+    if connection.settings is not None:
+        connection.settings.spare = request
+    return 0
 
 
 cdef tuple checked_headers(tuple headers):
@@ -351,6 +374,32 @@ cdef class Partial:
         head_reset(&self.head)
 
 
+ctypedef object (*vectorcallfunc)(PyObject *, PyObject **, size_t, PyObject *)
+
+cdef extern from "Python.h":
+    ctypedef struct CallableType "PyTypeObject":
+        vectorcallfunc tp_vectorcall
+    size_t PyVectorcall_NARGS(size_t flags)
+
+cdef vectorcallfunc call_response = (<CallableType *>Response).tp_vectorcall
+
+
+cdef object call_response_fast(PyObject *kind, PyObject **arguments, size_t flags, PyObject *names):
+    """`Response(body)`: most answers are made so, and for them Python's general way of calling a class is a third of
+    the price. `__init__` is the truth about all others, and says what is wrong."""
+    cdef Response response
+    if names != NULL or PyVectorcall_NARGS(flags) != 1 or type(<object>arguments[0]) is not bytes:
+        return call_response(kind, arguments, flags, names)
+    response = Response.__new__(Response)
+    response.body = <bytes>arguments[0]
+    response.status = 200
+    return response
+
+
+if call_response != NULL:
+    (<CallableType *>Response).tp_vectorcall = call_response_fast       # subclasses do not inherit it
+
+
 @cython.no_gc
 cdef class HttpConnection(Stream):
     """One HTTP/1.1 connection of a server. Applications meet it as `Request.connection`."""
@@ -422,6 +471,7 @@ cdef class HttpConnection(Stream):
                 request.body = data[used:used + body]
                 used += body
             self.answer(request)
+            put_away(self, request)
         if used and used < length:
             head_reset(head)
         return used
