@@ -11,7 +11,7 @@ from setuptools import Extension, setup
 DEBUG = os.environ.get("EPOLLKIT_DEBUG", "0") not in ("", "0")
 FLAVOUR = "debug" if DEBUG else "release"
 
-MODULES = ["_tokens", "_calls", "_core", "_schedule", "_raw", "_listener", "_stream",
+MODULES = ["_tokens", "_calls", "_core", "_schedule", "_room", "_raw", "_listener", "_stream",
            "_http1", "_http1_python", "_httpconn"]
 MODULES += ["_debug"] if DEBUG else []
 

@@ -28,6 +28,7 @@ cdef struct Counters:
     uint64_t closed                 # registrations released, for whatever reason
     uint64_t lost                   # of those, because the user closed the fd behind the loop's back
     uint64_t rebuilds               # of the epoll set, because it kept reporting orphans
+    uint64_t evicted                # idle connections closed to let others in
 
 
 cdef class Endpoint:
@@ -41,7 +42,8 @@ cdef class Endpoint:
     cdef int on_ready(self, uint32_t events) except -1      # an edge: reported once
     cdef int on_deadline(self) except -1                    # its deadline passed
     cdef int on_closed(self, object reason) except -1       # released earlier in this turn; reason: exception or None
-    cdef int on_room(self) except -1                        # it asked to be told when a registration ends: now
+    cdef int on_room(self) except -1                        # it asked to be told when there may be room: now
+    cdef int on_evicted(self) except -1                     # it said SLOT_IDLE, and somebody needs its place: close
 
     # What it holds, if its type is one that the garbage collector does not look into: the loop answers for it.
     cdef int visit(self, visitproc visit, void *argument) except -1
@@ -83,7 +85,7 @@ cdef class Loop:
     cdef Anchor anchor
     cdef dict bound                 # tag -> list of Timer that die with the slot
     cdef object closings            # deque of (endpoint, reason): released, on_closed is due
-    cdef list waiting_for_room      # endpoints whose on_room is due when a registration ends
+    cdef list waiting_for_room      # endpoints whose on_room is due when a registration ends, or could
     cdef readonly int max_connections
     cdef readonly int instance_bits
     cdef object __weakref__
@@ -116,5 +118,6 @@ cdef class Loop:
     cdef Py_ssize_t run_ready(self) except -1
     cdef int run_closed(self) except -1
     cdef int drop_everything(self) except -1
+    cdef int tell_room(self) except -1
 
 cdef object os_error(int code, str what)

@@ -67,6 +67,9 @@ cdef class Endpoint:
     cdef int on_room(self) except -1:
         return 0
 
+    cdef int on_evicted(self) except -1:
+        return 0
+
     cdef int visit(self, visitproc visit, void *argument) except -1:
         return 0
 
@@ -338,9 +341,13 @@ cdef class Loop:
             endpoint.loop_link = NULL
         Py_DECREF(endpoint)                         # the slot's reference
         if self.waiting_for_room:
-            waiting, self.waiting_for_room = self.waiting_for_room, []
-            for hungry in waiting:
-                (<Endpoint>hungry).on_room()
+            return self.tell_room()
+        return 0
+
+    cdef int tell_room(self) except -1:
+        waiting, self.waiting_for_room = self.waiting_for_room, []
+        for hungry in waiting:
+            (<Endpoint>hungry).on_room()
         return 0
 
     cdef int make_ready(self, Slot *slot, uint16_t events) noexcept:
@@ -635,7 +642,8 @@ cdef class Loop:
             counters.batches, counters.events, counters.upcalls + self.calls.made, counters.stale[<int>STALE_CLOSED],
             counters.stale[<int>STALE_RECYCLED], counters.stale[<int>STALE_ORPHAN],
             counters.wrong_deliveries, counters.wrong_kills, counters.accepted, counters.closed, counters.lost,
-            counters.rebuilds, self.slots.live - self.internal, self.calls.queue.count, self.slots.retired)
+            counters.rebuilds, self.slots.live - self.internal, self.calls.queue.count, self.slots.retired,
+            counters.evicted)
 
     def close(self):
         """End every registration (raw fds stay open, all others are closed), run what on_close upcalls are due, free

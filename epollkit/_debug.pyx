@@ -1,6 +1,7 @@
 """In the debug build only: what tests may look at and nobody else."""
 from libc.stdint cimport uint32_t
 
+from epollkit cimport _room
 from epollkit._core cimport Loop
 from epollkit._slots cimport Slot, SlotTable, slot_at
 
@@ -27,6 +28,11 @@ def set_generation(Loop loop not None, uint32_t index, uint32_t generation):
 def set_batch(Loop loop not None, uint32_t batch):
     """Age a loop: as if it had taken that many batches."""
     loop.batch = batch
+
+
+def room_scans(Loop loop not None):
+    """How often the whole table was searched for idle connections."""
+    return (<_room.Loop?>loop).scans
 
 
 def sizes():

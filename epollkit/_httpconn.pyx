@@ -30,6 +30,8 @@ from epollkit._http1 cimport (
     valid_field_name,
     valid_field_value,
 )
+from epollkit._room cimport rest
+from epollkit._slots cimport SLOT_IDLE
 from epollkit._stream cimport (
     READ_ROOM_BYTES, SCRATCH_BYTES, SCRATCH_PIECE_BYTES, STREAM_CLOSING, STREAM_LINGERS, Loop, Stream, reserve,
 )
@@ -426,6 +428,7 @@ cdef class HttpConnection(Stream):
         cdef Head head
         if self.error:                          # the peer is gone: nobody would read the answers
             return 0
+        self.slot.flags &= ~<uint16_t>SLOT_IDLE
         if partial is None:
             head_reset(&head)
             used = self.consume(<const uint8_t *>data, length, &head)
@@ -556,7 +559,8 @@ cdef class HttpConnection(Stream):
             return self.set_deadline_ns(self.settings.write_timeout_ns)
         self.resume()
         if self.partial is None:
-            return self.set_deadline_ns(self.settings.keep_alive_timeout_ns)
+            self.set_deadline_ns(self.settings.keep_alive_timeout_ns)
+            return rest(<Loop>self.loop_link, self.slot)
         if self.partial.request is not None:
             return self.set_deadline_ns(self.settings.body_timeout_ns)
         if not self.partial.timed:          # from the head's first byte on: a trickle does not put it off
@@ -573,6 +577,10 @@ cdef class HttpConnection(Stream):
         """The peer will send no more: what is whole has been answered, what is not never will be."""
         self.partial = None
         return self.close_softly(0)
+
+    cdef int on_evicted(self) except -1:
+        """As if the time between two requests were over; unless the application writes here unasked, or closes it."""
+        return self.close_softly(0) if self.output == NULL else 0
 
     cdef int take_deadline(self) except -1:
         if self.output != NULL:

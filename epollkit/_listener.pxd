@@ -1,7 +1,8 @@
 """Above the core: listening sockets, and how accepted ones get their endpoints."""
 from libc.stdint cimport uint16_t, uint32_t
 
-from epollkit._core cimport Endpoint, Loop
+from epollkit._core cimport Endpoint
+from epollkit._room cimport Loop
 
 cdef enum:
     ACCEPT_BUDGET = 64              # accepts per listener and turn: a connect storm must not starve the connected

@@ -4,7 +4,8 @@ from typing import Any
 from typing_extensions import Never, disjoint_base
 
 from epollkit import _sockets
-from epollkit._core import Endpoint, Loop
+from epollkit._core import Endpoint
+from epollkit._room import Loop
 
 @disjoint_base
 class Listener(Endpoint):

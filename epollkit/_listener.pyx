@@ -7,8 +7,9 @@ from libc.stdint cimport int64_t, uint32_t
 from libc.string cimport strerror
 
 from epollkit cimport _sys
-from epollkit._core cimport UNLIMITED_SLOTS, Endpoint, Loop, os_error
+from epollkit._core cimport UNLIMITED_SLOTS, Endpoint, os_error
 from epollkit._epollset cimport set_remove
+from epollkit._room cimport Loop
 from epollkit._slots cimport SLOT_CONNECTION, SLOT_OWNS_FD, SLOT_TCP, SLOT_TELLS_CLOSE, SLOT_UNLIMITED
 
 from epollkit import _sockets
@@ -44,14 +45,23 @@ cdef class Listener(Endpoint):
         cdef Loop loop = <Loop>self.loop_link
         cdef int waiting = _sys.ek_accept_queue(self.slot.fd)
         cdef int left = ACCEPT_BUDGET if waiting < 0 else min(max(waiting, 1), <int>ACCEPT_BUDGET)
-        cdef bint first = True
+        cdef bint sure = True               # that somebody waits: the event, or the queue's length, says so
+        cdef bint made_room = False         # for this accept
+        cdef bint full
         cdef int fd
         while left > 0 and self.slot != NULL:       # a handler may close the listener
-            if loop.at_limit():                     # the event says that one waits; whether another does is not known
-                return self.pause(loop, OUT_OF_SLOTS) if first else 0
+            full = loop.at_limit()
+            fd = -errno.EMFILE if full else _sys.ek_accept(self.slot.fd)
+            if fd == -errno.EMFILE:
+                if not sure:
+                    return 0
+                if made_room or not loop.make_room():
+                    return self.pause(loop, OUT_OF_SLOTS if full else errno.EMFILE)
+                made_room = True
+                continue
             left -= 1
-            first = False
-            fd = _sys.ek_accept(self.slot.fd)
+            sure = waiting > 0
+            made_room = False
             if fd >= 0:
                 self.open_connection(loop, fd)
             elif fd == -errno.EAGAIN:
@@ -80,7 +90,9 @@ cdef class Listener(Endpoint):
         return loop.open_endpoint(endpoint, self.accept_events, self.early_read)
 
     cdef int pause(self, Loop loop, int error) except -1:
-        """Leave the set; come back after a while, or as soon as a registration ends."""
+        """Leave the set; come back after a while, or as soon as somebody ends, or is idle and could."""
+        if self.slot == NULL:           # closed by what somebody ran as it went
+            return 0
         loop.set_deadline(self.slot, _sys.ek_now_ns() + ACCEPT_PAUSE_NS)
         self.paused = True
         self.pauses += 1

@@ -1,7 +1,7 @@
 """Above the core: the raw API, `register`, `modify` and `unregister`."""
 from libc.stdint cimport uint16_t, uint32_t
 
-from epollkit cimport _core, _schedule
+from epollkit cimport _core, _room
 from epollkit._slots cimport Slot
 from epollkit._tokens cimport Token
 
@@ -12,7 +12,7 @@ cdef class RawEndpoint(_core.Endpoint):
     cdef Token registration
 
 
-cdef class Loop(_schedule.Loop):
+cdef class Loop(_room.Loop):
     cdef Token register_raw(self, int fd, uint32_t events, object handler, uint16_t flags)
     cdef Slot *resolve(self, Token token) except NULL
     cdef int claim(self, int fd) except -1

@@ -3,7 +3,7 @@ from typing import Protocol, TypeAlias
 
 from typing_extensions import Never, disjoint_base
 
-from epollkit import _core, _schedule
+from epollkit import _core, _room
 from epollkit._tokens import Token
 
 class _HasFileno(Protocol):
@@ -15,7 +15,7 @@ _Handler: TypeAlias = Callable[[Token, int], object]
 class RawEndpoint(_core.Endpoint):
     def __init__(self, *args: Never, **kwargs: Never) -> None: ...
 
-class Loop(_schedule.Loop):
+class Loop(_room.Loop):
     def register(self, fd: int | _HasFileno, events: int, handler: _Handler) -> Token: ...
     def modify(self, token: Token, events: int) -> None: ...
     def unregister(self, token: Token) -> None: ...

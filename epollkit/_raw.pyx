@@ -1,7 +1,7 @@
 """The raw API: any pollable fd, and a Python callable that is told everything."""
 from libc.stdint cimport uint16_t, uint32_t
 
-from epollkit cimport _core, _schedule, _sys
+from epollkit cimport _core, _room, _sys
 from epollkit._epollset cimport set_holds
 from epollkit._slots cimport (
     SLOT_DISARMED, SLOT_EXCLUSIVE, SLOT_INTERNAL, SLOT_UNLIMITED, SLOT_WATCHED, Slot, slot_named, slot_of_fd,
@@ -26,8 +26,8 @@ cdef class RawEndpoint(_core.Endpoint):
         return self.handler
 
 
-cdef class Loop(_schedule.Loop):
-    """The bare loop, calls, and the raw API."""
+cdef class Loop(_room.Loop):
+    """The bare loop, calls, room, and the raw API."""
 
     def register(self, fd, events, handler):
         """Watch any pollable fd: `handler(token, events)` gets the whole mask of each edge. Returns a `Token`.

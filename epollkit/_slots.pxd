@@ -39,6 +39,7 @@ cdef enum SlotFlag:
     SLOT_EXCLUSIVE = 512        # EPOLLEXCLUSIVE: the kernel refuses MOD
     SLOT_DISARMED = 1024        # a one-shot that has fired and was not re-armed
     SLOT_CONNECTION = 2048      # a socket with a peer, who is to see our FIN even if a child holds a copy
+    SLOT_IDLE = 4096            # between two requests: may be closed to make room
 
 cdef struct Slot:               # 64 bytes, a cache line
     uint32_t generation

@@ -172,6 +172,13 @@ static inline int ek_take_error(int fd)
     return getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &length) < 0 ? errno : error;
 }
 
+/* Whether something was received that nobody has read; a FIN is not something. */
+static inline int ek_has_input(int fd)
+{
+    int unread = 0;
+    return ioctl(fd, SIOCINQ, &unread) == 0 && unread > 0;
+}
+
 /* Whether a socket holds bytes in either direction that make close(2) dangerous: unread ones turn its FIN into an RST,
  * which destroys what was not sent yet; and so would bytes that arrive before that is sent (tcp(7), SIOCINQ; Linux's
  * SIOCOUTQNSD). What a unix socket was given is in the peer's hands already. */

@@ -45,6 +45,7 @@ cdef extern from "_sys.h" nogil:
     int ek_close(int fd) noexcept
     int ek_reset_on_close(int fd) noexcept
     int ek_take_error(int fd) noexcept
+    bint ek_has_input(int fd) noexcept
     bint ek_holds_bytes(int fd) noexcept
     int ek_is_listening(int fd) noexcept
     int ek_socket_name(int fd, bint peer, sockaddr_storage *address) noexcept

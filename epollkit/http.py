@@ -72,7 +72,8 @@ def serve(app: Application, host: str = "127.0.0.1", port: int = 8000, *, uds: s
         app: called with each `Request`, returns a `Response`; in one thread, so it should not block. One that raises is
             answered with 500 and logged.
         host, port: where to listen; port 0 lets the kernel choose. uds: a unix socket's path instead.
-        max_connections: beyond it accepting pauses.
+        max_connections: at that many, a newcomer takes the place of the connection that has been idle (between two
+            requests) for longest; if none is, accepting pauses.
         on_listening: called with the `Listener` once clients can connect.
         settings: `limit_request_line` (8190 bytes), `limit_request_fields` (100), `limit_request_field_size` (8190
             bytes), `limit_request_body` (1 MiB at most), `timeout_header` (10 s for a whole head), `timeout_body` (30

@@ -20,3 +20,4 @@ class LoopStats(NamedTuple):
     live: int                   # registrations now, without the loop's own wake-ups
     timers: int                 # calls that wait for their time
     retired: int                # slots whose 32-bit generation ran out, never to be used again
+    evicted: int                # of those closed: idle connections, to let others in

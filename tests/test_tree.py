@@ -13,10 +13,11 @@ PACKAGE = ROOT / "epollkit"
 
 # What each module may import or cimport, besides the leaves and itself: only what stands before it.
 LAYERS = [
-    ("leaf", ["_sys", "_timers", "_slots", "_epollset", "errors", "events", "stats", "_checks", "_sockets"]),
+    ("leaf", ["_sys", "_timers", "_slots", "_epollset", "_idle", "errors", "events", "stats", "_checks", "_sockets"]),
     ("below the core", ["_tokens", "_calls"]),
     ("core", ["_core"]),
     ("scheduling", ["_schedule"]),
+    ("room", ["_room"]),
     ("raw API", ["_raw"]),
     ("listening", ["_listener"]),
     ("stream", ["_stream"]),

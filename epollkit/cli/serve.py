@@ -91,7 +91,7 @@ def add(commands: Any) -> None:
     option("uds", str, None, "listen on a unix socket at this path instead")
     option("app-dir", str, ".", "where to look for the application's module first")
     option("backlog", int, 2048, "connections that may wait to be accepted")
-    option("limit-connections", int, 65536, "open connections, idle ones too; beyond it accepting pauses")
+    option("limit-connections", int, 65536, "open connections; beyond it idle ones are closed, oldest first")
     option("limit-request-line", int, 8190, "bytes of a request line; beyond it 414")
     option("limit-request-fields", int, 100, "header fields of a request; beyond it 431")
     option("limit-request-field-size", int, 8190, "bytes of one header field; beyond it 431")
