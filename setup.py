@@ -13,7 +13,7 @@ FLAVOUR = "debug" if DEBUG else "release"
 
 MODULES = ["_tokens", "_calls", "_core", "_schedule", "_room", "_raw", "_listener", "_stream",
            "_http1", "_http1_python", "_httpconn"]
-MODULES += ["_debug"] if DEBUG else []
+MODULES += ["_operations", "_debug"] if DEBUG else []
 
 # Compiler directives live here and nowhere else: one in a file's header would beat the debug build's.
 DIRECTIVES = {
@@ -36,7 +36,7 @@ extensions = [
     Extension(
         f"epollkit.{name}",
         [f"epollkit/{name}.pyx"],
-        depends=["epollkit/_sys.h"],
+        depends=["epollkit/_sys.h", "epollkit/_operations.h"],
         include_dirs=["epollkit"],
         define_macros=[("EPOLLKIT_DEBUG", "1" if DEBUG else "0")],
         extra_compile_args=COMPILE,

@@ -64,8 +64,8 @@ cdef inline int set_renew(SlotTable *slots, int epoll_fd) noexcept nogil:
             result = _sys.ek_epoll_ctl(fresh_fd, _sys.EPOLL_CTL_ADD, slot.fd, slot.events, slot_tag(slot))
     if result >= 0:
         result = _sys.ek_replace(fresh_fd, epoll_fd)
+    _sys.ek_close(fresh_fd)
     if result < 0:
-        _sys.ek_close(fresh_fd)
         return result
     for index in range(slots.fresh):
         slot = slot_at(slots, index)

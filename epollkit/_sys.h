@@ -17,6 +17,7 @@
 #include <linux/sockios.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <pthread.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -46,6 +47,19 @@
 #else
 #define EK_ASSERT(condition) ((void)0)
 #endif
+#define EK_ASSERT_THREAD(thread) EK_ASSERT((thread) == (unsigned long)pthread_self())
+
+/* Each EK_REAL(recv) below is `ek_recv` itself in the release build. In the debug build it is what the table of
+ * operations starts with, and `ek_recv` goes through that table: see _operations.h. */
+#if EPOLLKIT_DEBUG
+#define EK_REAL(name) ek_real_##name
+#else
+#define EK_REAL(name) ek_##name
+#define EK_MADE(kind) ((void)0)
+#define EK_FREED(kind) ((void)0)
+#define EK_FREED_WITH(type, kind) ((void)0)
+static inline int64_t ek_last_recv(void) { return 0; }
+#endif
 
 #define EK_RETRY(result, call)                                                            \
     do {                                                                                  \
@@ -56,13 +70,13 @@
 static inline uint64_t ek_event_tag(const struct epoll_event *event) { return event->data.u64; }
 static inline uint32_t ek_event_mask(const struct epoll_event *event) { return event->events; }
 
-static inline int ek_epoll_create(void)
+static inline int EK_REAL(epoll_create)(void)
 {
     int fd = epoll_create1(EPOLL_CLOEXEC);
     return fd < 0 ? -errno : fd;
 }
 
-static inline int ek_epoll_ctl(int epoll_fd, int operation, int fd, uint32_t events, uint64_t tag)
+static inline int EK_REAL(epoll_ctl)(int epoll_fd, int operation, int fd, uint32_t events, uint64_t tag)
 {
     struct epoll_event event;
     event.events = events;
@@ -76,7 +90,7 @@ static inline int ek_epoll_ctl(int epoll_fd, int operation, int fd, uint32_t eve
 
 /* Waits at most timeout_ns; negative: without end. With epoll_pwait2 (Linux 5.11) to the nanosecond, otherwise
  * to the millisecond, rounded up: a timeout that is cut short spins. */
-static inline int ek_epoll_wait(int epoll_fd, struct epoll_event *events, int room, int64_t timeout_ns)
+static inline int EK_REAL(epoll_wait)(int epoll_fd, struct epoll_event *events, int room, int64_t timeout_ns)
 {
     static int without_pwait2 = 0;
     int count, timeout_ms;
@@ -99,7 +113,7 @@ static inline int ek_epoll_wait(int epoll_fd, struct epoll_event *events, int ro
     return count < 0 ? -errno : count;
 }
 
-static inline int ek_accept(int fd)
+static inline int EK_REAL(accept)(int fd)
 {
     int accepted;
     EK_RETRY(accepted, accept4(fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC));
@@ -109,28 +123,28 @@ static inline int ek_accept(int fd)
 /* How many connections wait for accept: Linux says so in tcp_info.tcpi_unacked of a listening socket (tcp_get_info() in
  * net/ipv4/tcp.c). -errno where it can't be known: a unix socket. An accept that finds nothing is dear, for the kernel
  * makes the new socket before it looks: several times what this costs. */
-static inline int ek_accept_queue(int fd)
+static inline int EK_REAL(accept_queue)(int fd)
 {
     struct tcp_info info;
     socklen_t length = sizeof info;
     return getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &length) < 0 ? -errno : (int)info.tcpi_unacked;
 }
 
-static inline ssize_t ek_recv(int fd, void *buffer, size_t room)
+static inline ssize_t EK_REAL(recv)(int fd, void *buffer, size_t room)
 {
     ssize_t count;
     EK_RETRY(count, recv(fd, buffer, room, 0));
     return count < 0 ? -errno : count;
 }
 
-static inline ssize_t ek_send(int fd, const void *data, size_t length)
+static inline ssize_t EK_REAL(send)(int fd, const void *data, size_t length)
 {
     ssize_t count;
     EK_RETRY(count, send(fd, data, length, MSG_NOSIGNAL));
     return count < 0 ? -errno : count;
 }
 
-static inline ssize_t ek_send_parts(int fd, struct iovec *parts, size_t part_count)
+static inline ssize_t EK_REAL(send_parts)(int fd, struct iovec *parts, size_t part_count)
 {
     ssize_t count;
     struct msghdr message = {0};
@@ -140,32 +154,29 @@ static inline ssize_t ek_send_parts(int fd, struct iovec *parts, size_t part_cou
     return count < 0 ? -errno : count;
 }
 
-static inline int ek_shutdown_write(int fd) { return shutdown(fd, SHUT_WR) < 0 ? -errno : 0; }
+static inline int EK_REAL(shutdown_write)(int fd) { return shutdown(fd, SHUT_WR) < 0 ? -errno : 0; }
 
-static inline int ek_shutdown(int fd) { return shutdown(fd, SHUT_RDWR) < 0 ? -errno : 0; }
+static inline int EK_REAL(shutdown)(int fd) { return shutdown(fd, SHUT_RDWR) < 0 ? -errno : 0; }
 
-/* What fd `from` is, `to` becomes, in one step; `from` is closed. */
-static inline int ek_replace(int from, int to)
+/* What fd `from` is, `to` becomes too, in one step. */
+static inline int EK_REAL(replace)(int from, int to)
 {
     int result;
     EK_RETRY(result, dup3(from, to, O_CLOEXEC));
-    if (result < 0)
-        return -errno;
-    close(from);
-    return 0;
+    return result < 0 ? -errno : 0;
 }
 
-static inline int ek_close(int fd) { return close(fd) < 0 ? -errno : 0; }
+static inline int EK_REAL(close)(int fd) { return close(fd) < 0 ? -errno : 0; }
 
 /* The next close sends RST instead of FIN and forgets what is unsent. */
-static inline int ek_reset_on_close(int fd)
+static inline int EK_REAL(reset_on_close)(int fd)
 {
     struct linger linger = {1, 0};
     return setsockopt(fd, SOL_SOCKET, SO_LINGER, &linger, sizeof linger) < 0 ? -errno : 0;
 }
 
 /* Reads the pending error and clears it: whoever calls this owns the answer. */
-static inline int ek_take_error(int fd)
+static inline int EK_REAL(take_error)(int fd)
 {
     int error = 0;
     socklen_t length = sizeof error;
@@ -182,14 +193,14 @@ static inline int ek_has_input(int fd)
 /* Whether a socket holds bytes in either direction that make close(2) dangerous: unread ones turn its FIN into an RST,
  * which destroys what was not sent yet; and so would bytes that arrive before that is sent (tcp(7), SIOCINQ; Linux's
  * SIOCOUTQNSD). What a unix socket was given is in the peer's hands already. */
-static inline int ek_holds_bytes(int fd)
+static inline int EK_REAL(holds_bytes)(int fd)
 {
     int unread = 0, unsent = 0;
     return (ioctl(fd, SIOCINQ, &unread) == 0 && unread > 0) || (ioctl(fd, SIOCOUTQNSD, &unsent) == 0 && unsent > 0);
 }
 
 /* 1: a listening socket; 0: anything else that is open; or -EBADF. */
-static inline int ek_is_listening(int fd)
+static inline int EK_REAL(is_listening)(int fd)
 {
     int listening = 0;
     socklen_t length = sizeof listening;
@@ -199,7 +210,7 @@ static inline int ek_is_listening(int fd)
 }
 
 /* Address of this end (peer == 0) or the other one, and its length, or -errno. */
-static inline int ek_socket_name(int fd, int peer, struct sockaddr_storage *address)
+static inline int EK_REAL(socket_name)(int fd, int peer, struct sockaddr_storage *address)
 {
     socklen_t length = sizeof *address;
     int result = peer ? getpeername(fd, (struct sockaddr *)address, &length)
@@ -226,13 +237,13 @@ static inline int ek_read_address(const struct sockaddr_storage *address, int le
     return address->ss_family;
 }
 
-static inline int ek_eventfd(void)
+static inline int EK_REAL(eventfd)(void)
 {
     int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     return fd < 0 ? -errno : fd;
 }
 
-static inline int ek_eventfd_add(int fd)
+static inline int EK_REAL(eventfd_add)(int fd)
 {
     uint64_t one = 1;
     ssize_t count;
@@ -240,7 +251,7 @@ static inline int ek_eventfd_add(int fd)
     return count < 0 ? -errno : 0; /* EAGAIN: the counter is full, so the reader is awake anyway */
 }
 
-static inline int ek_eventfd_drain(int fd)
+static inline int EK_REAL(eventfd_drain)(int fd)
 {
     uint64_t value;
     ssize_t count;
@@ -255,17 +266,20 @@ static inline int64_t ek_clock(clockid_t clock)
     return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
-static inline int64_t ek_now_ns(void) { return ek_clock(CLOCK_MONOTONIC); }
+static inline int64_t EK_REAL(now_ns)(void) { return ek_clock(CLOCK_MONOTONIC); }
 
 /* The kernel's last tick: a fifth of the price, up to EK_TICK_NS behind. Good for deadlines in seconds. */
 #define EK_TICK_NS 10000000 /* CONFIG_HZ=100, the longest tick in use */
-static inline int64_t ek_tick_ns(void) { return ek_clock(CLOCK_MONOTONIC_COARSE); }
+static inline int64_t EK_REAL(tick_ns)(void) { return ek_clock(CLOCK_MONOTONIC_COARSE); }
 
-static inline int64_t ek_wall_seconds(void)
+static inline int64_t EK_REAL(wall_seconds)(void)
 {
     struct timespec now;
     clock_gettime(CLOCK_REALTIME_COARSE, &now);
     return (int64_t)now.tv_sec;
 }
 
+#if EPOLLKIT_DEBUG
+#include "_operations.h"
+#endif
 #endif

@@ -28,6 +28,25 @@ cdef extern from "_sys.h" nogil:
     const int EPOLLKIT_DEBUG
     const int64_t EK_TICK_NS
     void EK_ASSERT(bint condition) noexcept
+    void EK_ASSERT_THREAD(unsigned long thread) noexcept
+
+    enum ek_kind:                   # what the debug build counts
+        EK_LOOP
+        EK_SLOT_CHUNK
+        EK_FD
+        EK_WAKEUP
+        EK_RAW
+        EK_LISTENER
+        EK_STREAM
+        EK_TOKEN
+        EK_TIMER
+        EK_OUTPUT
+        EK_PARTIAL
+        EK_REQUEST
+        EK_RESPONSE
+    void EK_MADE(ek_kind kind) noexcept
+    void EK_FREED(ek_kind kind) noexcept
+    int64_t ek_last_recv() noexcept
 
     uint64_t ek_event_tag(const epoll_event *event) noexcept
     uint32_t ek_event_mask(const epoll_event *event) noexcept
@@ -56,3 +75,6 @@ cdef extern from "_sys.h" nogil:
     int64_t ek_now_ns() noexcept
     int64_t ek_tick_ns() noexcept
     int64_t ek_wall_seconds() noexcept
+
+cdef extern from "_sys.h":
+    void EK_FREED_WITH(object type, ek_kind kind) noexcept
