@@ -41,6 +41,9 @@ cdef int64_t delay_ns(object seconds) except -1:
 cdef class Timer:
     """A call that is due: from `call_later`, `call_at` or `call_soon`. Belongs to its loop's thread."""
 
+    def __cinit__(self):
+        _sys.EK_MADE(_sys.EK_TIMER)
+
     def __init__(self):
         raise UsageError("a Timer comes from call_soon(), call_later() or call_at(); it is not made by hand")
 
@@ -248,3 +251,5 @@ cdef int traverse_calls(PyObject *this, visitproc visit, void *argument) except 
 
 
 (<PyTypeObject *>Calls).tp_traverse = traverse_calls
+
+_sys.EK_FREED_WITH(Timer, _sys.EK_TIMER)

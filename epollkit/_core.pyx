@@ -104,6 +104,9 @@ cdef class Endpoint:
 
 
 cdef class Wakeup(Endpoint):
+    def __cinit__(self):
+        _sys.EK_MADE(_sys.EK_WAKEUP)
+
     def __init__(self):
         raise UsageError("a Wakeup is made by its loop")
 
@@ -152,6 +155,7 @@ cdef class Loop:
         self.waiting_for_room = []
         self.thread = PyThread_get_thread_ident()
         self.batch = 1
+        _sys.EK_MADE(_sys.EK_LOOP)
         self.ready.head = self.ready.tail = NO_SLOT
 
     def __init__(self, max_connections=65536, instance_bits=32, batch=512):
@@ -188,6 +192,7 @@ cdef class Loop:
         cdef uint32_t index
         cdef Slot *slot
         self.anchor.slots = NULL
+        _sys.EK_FREED(_sys.EK_LOOP)
         if not self.closed:         # only if a subclass's __del__ hid ours
             for index in range(self.slots.fresh):
                 slot = slot_at(&self.slots, index)
@@ -232,6 +237,8 @@ cdef class Loop:
         error = os_error(errno.EBADF, f"fd {slot.fd} was closed behind the loop's back")
         if endpoint.slot == NULL:           # making the error ran the collector, and that a finalizer
             return 0
+        if slot.flags & SLOT_OWNS_FD:
+            _sys.EK_FREED(_sys.EK_FD)
         slot.flags &= ~<uint16_t>(SLOT_OWNS_FD | SLOT_WATCHED)
         self.counters.lost += 1
         return self.release(slot, error)
@@ -713,3 +720,5 @@ cdef int traverse_loop(PyObject *this, visitproc visit, void *argument) except -
 
 
 (<PyTypeObject *>Loop).tp_traverse = traverse_loop
+
+_sys.EK_FREED_WITH(Wakeup, _sys.EK_WAKEUP)

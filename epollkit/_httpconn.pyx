@@ -347,6 +347,9 @@ cdef class Response:
     Raises UsageError for anything else.
     """
 
+    def __cinit__(self):
+        _sys.EK_MADE(_sys.EK_RESPONSE)
+
     def __init__(self, body=b"", status=200, headers=()):
         if type(body) is not bytes:
             raise UsageError(f"a body is bytes, not {type(body).__name__}; encode text, read files")
@@ -374,6 +377,7 @@ cdef class Response:
 cdef class Partial:
     def __cinit__(self):
         head_reset(&self.head)
+        _sys.EK_MADE(_sys.EK_PARTIAL)
 
 
 ctypedef object (*vectorcallfunc)(PyObject *, PyObject **, size_t, PyObject *)
@@ -703,3 +707,8 @@ cdef class HttpConnection(Stream):
         the way, and what a connection holds ends with it.
         """
         return visit(<PyObject *>self.settings, argument) if self.settings is not None else 0
+
+
+_sys.EK_FREED_WITH(Request, _sys.EK_REQUEST)
+_sys.EK_FREED_WITH(Response, _sys.EK_RESPONSE)
+_sys.EK_FREED_WITH(Partial, _sys.EK_PARTIAL)

@@ -37,6 +37,7 @@ cdef class Listener(Endpoint):
 
     def __cinit__(self):
         self.told = -1
+        _sys.EK_MADE(_sys.EK_LISTENER)
 
     def __init__(self):
         raise UsageError("a Listener comes from Loop.listen(); it is not made by hand")
@@ -173,6 +174,7 @@ def listen(Loop loop not None, opened, factory, *, bint exclusive, bint defer_ac
     if loop.slots.unlimited >= UNLIMITED_SLOTS - 2:
         raise LimitReached(f"a loop has at most {UNLIMITED_SLOTS - 3} listeners")
     fd = opened.sock.detach()           # first: were it closed by two owners, the second would close a stranger's
+    _sys.EK_MADE(_sys.EK_FD)
     try:
         loop.attach(listener, fd, SLOT_OWNS_FD | SLOT_UNLIMITED | SLOT_TELLS_CLOSE)
     except BaseException:
@@ -185,3 +187,6 @@ def listen(Loop loop not None, opened, factory, *, bint exclusive, bint defer_ac
             loop.release(listener.slot, None)
         raise
     return listener
+
+
+_sys.EK_FREED_WITH(Listener, _sys.EK_LISTENER)

@@ -13,6 +13,9 @@ from epollkit.errors import LimitReached, StaleToken, UsageError
 
 
 cdef class RawEndpoint(_core.Endpoint):
+    def __cinit__(self):
+        _sys.EK_MADE(_sys.EK_RAW)
+
     def __init__(self):
         raise UsageError("a RawEndpoint comes from Loop.register()")
 
@@ -125,3 +128,6 @@ cdef class Loop(_room.Loop):
             raise UsageError(f"fd {fd} is already registered; modify() its registration, or unregister() it first")
         self.lose(slot)
         return self.claim(fd)           # what its finalizer registered, if anything, is no longer lost
+
+
+_sys.EK_FREED_WITH(RawEndpoint, _sys.EK_RAW)

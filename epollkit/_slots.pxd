@@ -14,7 +14,7 @@ from libc.stdint cimport UINT32_MAX, int32_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memset
 
-from epollkit._sys cimport EK_ASSERT
+from epollkit._sys cimport EK_ASSERT, EK_FREED, EK_MADE, EK_SLOT_CHUNK
 from epollkit._timers cimport TimerNode
 
 cdef extern from "<stdlib.h>" nogil:
@@ -83,6 +83,8 @@ cdef inline int slots_free(SlotTable *table) noexcept nogil:
     cdef uint32_t chunk
     if table.chunks != NULL:
         for chunk in range((table.capacity >> SLOT_CHUNK_SHIFT) + 1):
+            if table.chunks[chunk] != NULL:
+                EK_FREED(EK_SLOT_CHUNK)
             free(table.chunks[chunk])
     free(table.chunks)
     free(table.by_fd)
@@ -155,6 +157,7 @@ cdef inline Slot *slot_fresh(SlotTable *table) noexcept nogil:
         chunk[0] = <Slot *>aligned_alloc(64, SLOTS_PER_CHUNK * sizeof(Slot))
         if chunk[0] == NULL:
             return NULL
+        EK_MADE(EK_SLOT_CHUNK)
     slot = &chunk[0][index & (SLOTS_PER_CHUNK - 1)]
     memset(slot, 0, sizeof(Slot))
     slot.index = index

@@ -52,6 +52,7 @@ cdef Output *output_new(Py_ssize_t limit) except NULL:
     if output == NULL:
         raise MemoryError()
     output.limit = limit
+    _sys.EK_MADE(_sys.EK_OUTPUT)
     return output
 
 
@@ -62,6 +63,7 @@ cdef int output_free(Output *output) noexcept:
             Py_DECREF(<object>output.parts[i])      # bytes: nobody's finalizer
         free(output.parts)
         free(output)
+        _sys.EK_FREED(_sys.EK_OUTPUT)
     return 0
 
 
@@ -140,7 +142,11 @@ cdef class Stream(_core.Endpoint):
 
     write_limit = 16777216      # bytes
 
+    def __cinit__(self):
+        _sys.EK_MADE(_sys.EK_STREAM)
+
     def __dealloc__(self):
+        _sys.EK_FREED(_sys.EK_STREAM)
         output_free(self.output)
 
     def on_open(self):

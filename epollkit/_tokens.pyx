@@ -1,5 +1,6 @@
 """`Token`, and the anchor that lets it outlive its loop."""
 from epollkit._slots cimport Slot, slot_named
+from epollkit._sys cimport EK_FREED_WITH, EK_MADE, EK_TOKEN
 
 from epollkit.errors import UsageError
 
@@ -10,6 +11,9 @@ cdef class Anchor:
 
 cdef class Token:
     """Names one registration for ever. Safe to keep: once the registration is gone, every use raises `StaleToken`."""
+
+    def __cinit__(self):
+        EK_MADE(EK_TOKEN)
 
     def __init__(self):
         raise UsageError("a Token comes from Loop.register() or an endpoint; it is not made by hand")
@@ -46,3 +50,6 @@ cdef Token make_token(Anchor anchor, const Slot *slot):
     token.index = slot.index
     token.generation = slot.generation
     return token
+
+
+EK_FREED_WITH(Token, EK_TOKEN)

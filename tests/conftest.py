@@ -15,6 +15,8 @@ from batches import Log, Stage
 import epollkit
 
 DEBUG = epollkit.build_info()["build"] == "debug"
+if DEBUG:
+    from epollkit import _operations
 
 hypothesis.settings.register_profile("epollkit", derandomize=True, deadline=None, print_blob=True)
 hypothesis.settings.load_profile("epollkit")
@@ -47,11 +49,21 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def alive() -> dict[str, int]:
+    """What the debug build counts: how many there are of each kind, loops, streams, their descriptors and so on."""
+    return {kind: made - freed for kind, (made, freed) in _operations.counts().items()} if DEBUG else {}
+
+
 @pytest.fixture(autouse=True)
-def nothing_left() -> Iterator[None]:
-    """No descriptor and no thread outlives a test."""
-    before, threads = open_fds(), threading.active_count()
+def nothing_left(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """No descriptor, no thread, and nothing that the debug build counts outlives a test."""
+    before, threads, counted = open_fds(), threading.active_count(), alive()
     yield
+    request.node.funcargs.clear()       # the other fixtures are over, but pytest would keep what they made, ...
+    caplog.get_records("call").clear()  # ... and tracebacks
+    if alive() != counted:
+        gc.collect()
+    assert alive() == counted, "made, and not freed"
     after = open_fds()
     if after != before:
         gc.collect()        # what only a cycle keeps open is garbage, and warns as it goes
