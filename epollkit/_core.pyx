@@ -22,7 +22,7 @@ from epollkit._slots cimport (
     slot_append, slot_at, slot_for, slot_invalidate, slot_of_fd, slot_recycle, slot_staleness, slot_tag, slot_take,
     slot_unlink, slots_forget_batches, slots_free, slots_init,
 )
-from epollkit._sys cimport EK_ASSERT
+from epollkit._sys cimport EK_ASSERT, EK_ASSERT_THREAD
 from epollkit._tokens cimport Anchor, make_token
 from epollkit._timers cimport TimerNode, timers_defer, timers_first_ns, timers_free, timers_remove, timers_set
 
@@ -250,6 +250,7 @@ cdef class Loop:
         """Give endpoint a slot for fd, which the kernel has just handed out. It is not watched yet."""
         cdef Slot *slot
         cdef int result
+        EK_ASSERT_THREAD(self.thread)
         if endpoint.used:
             raise UsageError(f"{endpoint!r} was used for another connection; a factory makes a new one each time")
         slot = slot_of_fd(&self.slots, fd)
@@ -257,6 +258,8 @@ cdef class Loop:
             self.lose(slot)
             if slot_of_fd(&self.slots, fd) != NULL:
                 raise UsageError(f"fd {fd} is already registered: by what its last owner ran as it went")
+        if not flags & SLOT_UNLIMITED and self.at_limit():      # a listener's factory may have taken the last one
+            raise LimitReached(f"max_connections={self.max_connections} are registered already")
         result = slot_take(&self.slots, fd, <PyObject *>endpoint, flags, self.batch, &slot)
         if result == -errno.EMFILE:
             raise LimitReached(f"all {self.slots.capacity} slots are taken")
@@ -326,6 +329,8 @@ cdef class Loop:
         cdef uint16_t flags = slot.flags
         cdef int fd = slot.fd
         cdef uint64_t tag = slot_tag(slot)
+        if not self.closed:             # else the collector drops it, in whatever thread
+            EK_ASSERT_THREAD(self.thread)
         if flags & SLOT_READY:
             slot_unlink(&self.slots, &self.ready, slot)
         slot_invalidate(&self.slots, slot, self.batch)
@@ -359,6 +364,7 @@ cdef class Loop:
 
     cdef int make_ready(self, Slot *slot, uint16_t events) noexcept:
         """Run this slot in the next turn as if these events had come. The wait of that turn will not block."""
+        EK_ASSERT_THREAD(self.thread)
         slot.pending |= events
         if not slot.flags & SLOT_READY:
             slot_append(&self.slots, &self.ready, slot)
@@ -368,6 +374,7 @@ cdef class Loop:
         """`on_deadline` at that time (CLOCK_MONOTONIC), or never with 0. O(1) when it only moves forward."""
         if timers_defer(&self.deadlines, &slot.timer, due_ns) < 0:
             raise MemoryError()
+        EK_ASSERT(self.deadlines.count <= self.slots.fresh)
         return 0
 
     # -- errors ---------------------------------------------------------------------------------------------
@@ -458,6 +465,7 @@ cdef class Loop:
     cdef int wait(self, int64_t timeout_ns) except -1:
         cdef int64_t now_ns = _sys.ek_now_ns()
         cdef int count
+        EK_ASSERT(self.batch_cursor == self.batch_count)        # every event of the last batch has been delivered
         timeout_ns = self.wait_limit(timeout_ns, now_ns)
         if timeout_ns == 0 and now_ns - self.released_gil_ns < GIL_SLICE_NS:
             count = _sys.ek_epoll_wait(self.epoll_fd, self.events, self.batch_room, 0)
@@ -501,6 +509,7 @@ cdef class Loop:
                 slot.pending |= <uint16_t>events        # it runs next turn: one budget per turn, not two
                 continue
             made += (slot.flags & SLOT_INTERNAL) == 0
+            EK_ASSERT(self.instance_bits < 32 or slot_tag(slot) == tag)
             if slot.registered_batch != self.batch:
                 self.deliver(slot, events)
             else:
@@ -516,6 +525,7 @@ cdef class Loop:
 
     cdef int deliver(self, Slot *slot, uint32_t events) except -1:
         cdef Endpoint endpoint = <Endpoint>slot.endpoint        # keeps it alive through the upcall, whatever closes
+        EK_ASSERT(endpoint.slot == slot)
         try:
             endpoint.on_ready(events)
         except Exception as error:
@@ -563,6 +573,7 @@ cdef class Loop:
 
     cdef int time_out(self, Slot *slot) except -1:
         cdef Endpoint endpoint = <Endpoint>slot.endpoint
+        EK_ASSERT(endpoint.slot == slot)
         try:
             endpoint.on_deadline()
         except Exception as error:
@@ -699,6 +710,7 @@ cdef class Loop:
         if self.epoll_fd >= 0:
             _sys.ek_close(self.epoll_fd)
         self.epoll_fd = self.wake_fd = -1
+        EK_ASSERT(self.slots.live == 0 and self.ready.count == 0)
         return 0
 
 

@@ -193,6 +193,9 @@ cdef class Request:
         the order they came. body: bytes. minor_version: 1 or 0 (HTTP/1.x). connection: the `HttpConnection` it came on.
     """
 
+    def __cinit__(self):
+        _sys.EK_MADE(_sys.EK_REQUEST)
+
     def __init__(self):
         raise UsageError("a Request is made by the server")
 

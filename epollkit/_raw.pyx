@@ -9,7 +9,7 @@ from epollkit._slots cimport (
 from epollkit._tokens cimport Token, make_token
 
 from epollkit._checks import checked_events, checked_fd
-from epollkit.errors import LimitReached, StaleToken, UsageError
+from epollkit.errors import StaleToken, UsageError
 
 
 cdef class RawEndpoint(_core.Endpoint):
@@ -57,8 +57,6 @@ cdef class Loop(_room.Loop):
         if listening < 0:           # before the table fd -> slot is made to reach that far
             raise UsageError(f"fd {number} is closed")
         self.claim(number)
-        if self.at_limit():
-            raise LimitReached(f"max_connections={self.max_connections} are registered already")
         if not mask & _sys.EPOLLEXCLUSIVE:
             mask |= _sys.EPOLLRDHUP
         if not listening:

@@ -215,6 +215,7 @@ cdef inline int slot_invalidate(SlotTable *table, Slot *slot, uint32_t batch) no
 
 cdef inline int slot_recycle(SlotTable *table, Slot *slot) noexcept nogil:
     """Hand an invalidated slot to the next taker; unless its generation ran out, for tokens may be kept for ever."""
+    EK_ASSERT(slot.endpoint == NULL and slot.fd == -1)
     if slot.generation == 0:
         table.retired += 1
         return 0

@@ -8,7 +8,8 @@ from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memmove, strerror
 
 from epollkit cimport _core, _raw, _sys
-from epollkit._slots cimport SLOT_PEER_CLOSED, SLOT_TCP
+from epollkit._slots cimport SLOT_PEER_CLOSED, SLOT_READY, SLOT_TCP
+from epollkit._sys cimport EK_ASSERT
 
 import os
 
@@ -115,6 +116,14 @@ cdef int output_drop_sent(Output *output, Py_ssize_t count) noexcept:
         output.first += 1
         output.offset = 0
     return 0
+
+
+cdef bint rests(Stream stream, uint32_t events) noexcept:
+    """Whether no edge is lost when the stream reads no further for now."""
+    cdef int64_t last = _sys.ek_last_recv()
+    if stream.slot.flags & SLOT_READY or stream.state & (STREAM_PAUSED | STREAM_CLOSING | STREAM_ENDED):
+        return True
+    return last <= 0 or (last < READ_ROOM_BYTES and stream.slot.flags & SLOT_TCP and not events & MORE_THAN_A_READ)
 
 
 cdef class Stream(_core.Endpoint):
@@ -244,10 +253,12 @@ cdef class Stream(_core.Endpoint):
         return 0
 
     cdef int take_data(self, const char *data, Py_ssize_t length) except -1:
+        EK_ASSERT(self.slot != NULL)
         self.on_data(PyBytes_FromStringAndSize(data, length))
         return 0
 
     cdef int take_end(self) except -1:
+        EK_ASSERT(self.slot != NULL and self.error == 0)
         self.on_eof()
         return 0
 
@@ -279,6 +290,8 @@ cdef class Stream(_core.Endpoint):
         try:
             if events & INPUT:
                 self.read(loop, events)
+                if _sys.EPOLLKIT_DEBUG and self.slot != NULL:
+                    EK_ASSERT(rests(self, events))
             if events & _sys.EPOLLOUT and self.slot != NULL and self.output != NULL:
                 self.send_queued()
         except BaseException:
@@ -323,6 +336,7 @@ cdef class Stream(_core.Endpoint):
     # -- output --------------------------------------------------------------------------------------------------------
 
     cdef int cork(self, Loop loop) except -1:
+        EK_ASSERT(loop.scratch_used == 0)
         self.state |= STREAM_CORKED
         loop.scratch_used = 0
         return 0
@@ -379,6 +393,7 @@ cdef class Stream(_core.Endpoint):
         if output.size + (output.end - output.first - 1) * PART_COST_BYTES > output.limit:
             return self.end_with(LimitReached(
                 f"{output.size} bytes wait for a peer that does not read, write_limit is {output.limit}"))
+        EK_ASSERT(output.size <= output.limit)
         if not self.state & (STREAM_CORKED | STREAM_BLOCKED):
             loop.make_ready(self.slot, _sys.EPOLLOUT)       # leaves with whatever else is written until then
         return 0
@@ -509,6 +524,7 @@ cdef class Stream(_core.Endpoint):
     cdef int broken(self, uint32_t events) except -1:
         """ERR or HUP, and everything that was buffered has been delivered: the one place that reads SO_ERROR."""
         if self.error == 0 and events & _sys.EPOLLERR:
+            EK_ASSERT(self.error == 0)
             self.error = _sys.ek_take_error(self.slot.fd)
         if self.error == 0 and self.output != NULL:
             self.error = errno.EPIPE            # what a send would say
