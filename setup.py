@@ -1,6 +1,7 @@
 """Build of epollkit's extension modules. One switch: EPOLLKIT_DEBUG=1 builds with every check on."""
 import os
 import sys
+import zlib
 
 if not sys.platform.startswith("linux"):
     sys.exit(f"epollkit needs Linux: it is built on epoll(7), which {sys.platform} does not have")
@@ -10,6 +11,8 @@ from setuptools import Extension, setup
 
 DEBUG = os.environ.get("EPOLLKIT_DEBUG", "0") not in ("", "0")
 FLAVOUR = "debug" if DEBUG else "release"
+FLAGS = os.environ.get("CFLAGS", "")        # setuptools passes them on; objects of other flags are other objects
+BUILD = f"build/{FLAVOUR}" + (f"-{zlib.crc32(FLAGS.encode()):08x}" if FLAGS else "")
 
 MODULES = ["_tokens", "_calls", "_core", "_schedule", "_room", "_raw", "_listener", "_stream",
            "_http1", "_http1_python", "_httpconn"]
@@ -47,11 +50,11 @@ extensions = [
 setup(
     ext_modules=cythonize(
         extensions,
-        build_dir=f"build/{FLAVOUR}/cython",     # the two builds never share an object file
+        build_dir=f"{BUILD}/cython",     # no two builds share an object file
         compiler_directives=DIRECTIVES,
     ),
     options={
-        "build": {"build_base": f"build/{FLAVOUR}"},
+        "build": {"build_base": BUILD},
         "build_ext": {"parallel": os.cpu_count() or 1},
     },
 )

@@ -1,0 +1,38 @@
+"""pytest with the sanitizers' libraries loaded first: `python sanitized.py <directory for reports> <pytest arguments>`.
+
+The interpreter is an ordinary one, so what instrumented modules call has to be there before it. Reports go to files:
+pytest would take a dying process's last words with it, and a report from a child whose end nobody looks at counts too.
+"""
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+
+def library(name: str) -> str:
+    """Where this compiler's runtime library is."""
+    found = subprocess.run(["gcc", f"-print-file-name={name}"], capture_output=True, text=True, check=True)
+    return found.stdout.strip()
+
+
+def main() -> int:
+    directory = Path(sys.argv[1])
+    directory.mkdir(parents=True, exist_ok=True)
+    for old in directory.glob("report.*"):
+        old.unlink()
+    environment = dict(os.environ)
+    environment["LD_PRELOAD"] = " ".join(library(name) for name in ("libasan.so", "libubsan.so"))
+    for name in ("ASAN_OPTIONS", "UBSAN_OPTIONS"):
+        environment[name] = f"{environment.get(name, '')}:log_path={directory}/report".lstrip(":")
+    pytest = Path(sys.executable).with_name("pytest")      # -m pytest would put the source tree before the wheel
+    status = subprocess.run([pytest, *sys.argv[2:]], env=environment, check=False).returncode
+    reports = sorted(directory.glob("report.*"))
+    for report in reports:
+        print(f"\n{report.name}\n{report.read_text(errors='replace')}", file=sys.stderr)
+    return status or len(reports) > 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
