@@ -107,7 +107,7 @@ cdef class Loop:
     cdef Py_ssize_t turn_once(self, int64_t timeout_ns) except -1
     cdef int64_t wait_limit(self, int64_t timeout_ns, int64_t now_ns) except? -1
     cdef int wait(self, int64_t timeout_ns) except -1
-    cdef int drop_stale(self, uint64_t tag) noexcept
+    cdef int drop_stale(self) noexcept
     cdef int rebuild(self) except -1
     cdef Py_ssize_t dispatch(self) except -1
     cdef int deliver(self, Slot *slot, uint32_t events) except -1

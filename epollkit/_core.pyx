@@ -500,8 +500,8 @@ cdef class Loop:
             events = _sys.ek_event_mask(&self.events[self.batch_cursor])
             self.batch_cursor += 1
             slot = slot_for(&self.slots, tag)
-            if slot == NULL:
-                self.drop_stale(tag)
+            if _sys.EK_STALE(slot == NULL):
+                self.drop_stale()
                 continue
             if events & PEER_GONE:
                 slot.flags |= SLOT_PEER_CLOSED
@@ -517,7 +517,8 @@ cdef class Loop:
         self.counters.upcalls += made
         return made
 
-    cdef int drop_stale(self, uint64_t tag) noexcept:
+    cdef int drop_stale(self) noexcept:
+        cdef uint64_t tag = _sys.ek_event_tag(&self.events[self.batch_cursor - 1])     # good events pay nothing for it
         cdef Staleness staleness = slot_staleness(&self.slots, tag, self.batch)
         self.counters.stale[<int>staleness] += 1
         self.orphans += staleness == STALE_ORPHAN

@@ -14,7 +14,7 @@ from libc.stdint cimport UINT32_MAX, int32_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memset
 
-from epollkit._sys cimport EK_ASSERT, EK_FREED, EK_MADE, EK_SLOT_CHUNK
+from epollkit._sys cimport EK_ASSERT, EK_FREED, EK_MADE, EK_SLOT_CHUNK, EK_STALE
 from epollkit._timers cimport TimerNode
 
 cdef extern from "<stdlib.h>" nogil:
@@ -105,10 +105,10 @@ cdef inline uint64_t slot_tag(const Slot *slot) noexcept nogil:
 cdef inline Slot *slot_for(const SlotTable *table, uint64_t tag) noexcept nogil:
     """The live slot that an event's tag means, or NULL: the event is stale."""
     cdef Slot *slot
-    if <uint32_t>tag >= table.fresh:    # not ours: somebody else added an fd to our set
+    if EK_STALE(<uint32_t>tag >= table.fresh):      # not ours: somebody else added an fd to our set
         return NULL
     slot = slot_at(table, <uint32_t>tag)
-    if slot.endpoint == NULL or ((slot.generation ^ <uint32_t>(tag >> 32)) & table.generation_mask):
+    if EK_STALE(slot.endpoint == NULL or ((slot.generation ^ <uint32_t>(tag >> 32)) & table.generation_mask)):
         return NULL
     return slot
 

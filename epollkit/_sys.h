@@ -61,6 +61,17 @@
 static inline int64_t ek_last_recv(void) { return 0; }
 #endif
 
+/* What only exists because an event may be stale. For one measurement it is compiled out (`python -m bench --modes
+ * stale-check`): such a loop trusts event.data, and the promise of `_slots.pxd` is void. Never defined otherwise. */
+#if EPOLLKIT_UNCHECKED_EVENTS
+#if EPOLLKIT_DEBUG
+#error "EPOLLKIT_UNCHECKED_EVENTS has no place in the debug build"
+#endif
+#define EK_STALE(condition) 0
+#else
+#define EK_STALE(condition) __builtin_expect(!!(condition), 0)
+#endif
+
 #define EK_RETRY(result, call)                                                            \
     do {                                                                                  \
         (result) = (call);                                                                \

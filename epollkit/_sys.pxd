@@ -28,6 +28,7 @@ cdef extern from "_sys.h" nogil:
     const int EPOLLKIT_DEBUG
     const int64_t EK_TICK_NS
     void EK_ASSERT(bint condition) noexcept
+    bint EK_STALE(bint condition) noexcept
     void EK_ASSERT_THREAD(unsigned long thread) noexcept
 
     enum ek_kind:                   # what the debug build counts
