@@ -15,12 +15,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from . import idle, report, runner
+from . import idle, modes, report, runner
 from .measure import VERDICT_PAIRS
 from .modes import MODE_NAMES, QUICK_MODES
 from .servers import BenchError, Epollkit, Workshop, find_program
 
-PAIRS, SECONDS = VERDICT_PAIRS, 3.0
+PAIRS = VERDICT_PAIRS
 QUICK_PAIRS, QUICK_SECONDS = 5, 0.4
 FEWEST_SECONDS, MOST_SECONDS = 0.2, 60.0
 MOST_PAIRS = 1000
@@ -64,14 +64,16 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true",
                         help=f"a look in a minute: {QUICK_PAIRS} pairs of {QUICK_SECONDS} s, {', '.join(QUICK_MODES)}")
     parser.add_argument("--pairs", type=pairs_number, help=f"of each comparison ({PAIRS}; 5 are a look)")
-    parser.add_argument("--seconds", type=round_seconds, help=f"for which each server is asked ({SECONDS:g})")
+    parser.add_argument("--seconds", type=round_seconds,
+                        help=f"for which each server is asked ({modes.SECONDS:g}, or {modes.USER_SECONDS:g} where a "
+                             "target is about user time)")
     parser.add_argument("--modes", type=mode_names, metavar="NAME,...", help=f"some of {', '.join(MODE_NAMES)} (all)")
     parser.add_argument("--json", type=file_to_write, metavar="FILE", help="write everything that was found")
     parser.add_argument("--plot", type=file_to_write, metavar="FILE",
                         help="draw a picture, .svg or .png (pip install -e .[plot])")
     options = parser.parse_args(words)
     options.pairs = options.pairs or (QUICK_PAIRS if options.quick else PAIRS)
-    options.seconds = options.seconds or (QUICK_SECONDS if options.quick else SECONDS)
+    options.seconds = options.seconds or (QUICK_SECONDS if options.quick else None)
     options.modes = options.modes or (QUICK_MODES if options.quick else MODE_NAMES)
     if options.plot and importlib.util.find_spec("matplotlib") is None:
         parser.error("--plot needs matplotlib: pip install -e .[plot]")
@@ -98,8 +100,9 @@ def about(options: argparse.Namespace, workshop: Workshop, left_out: dict[str, s
         build = server.build
     if build != "release":
         raise BenchError(f"the {build} build of epollkit is installed; its figures would mean nothing")
+    seconds = options.seconds or f"{modes.SECONDS:g} or (for user time) {modes.USER_SECONDS:g}"
     found: dict[str, object] = {
-        "pairs": options.pairs, "seconds": options.seconds, "epollkit": importlib.metadata.version("epollkit"),
+        "pairs": options.pairs, "seconds": seconds, "epollkit": importlib.metadata.version("epollkit"),
         "python": platform.python_version(), "linux": platform.release(), "cores": os.cpu_count(),
         "wrk": first_line(["wrk", "-v"]).split("[")[0].removeprefix("wrk ").strip()}
     if "nginx" not in left_out:
@@ -114,10 +117,11 @@ def measure_all(options: argparse.Namespace, console: Console) -> int:
     if find_program("wrk") is None:
         raise BenchError("wrk makes the load, and is not installed (Debian: apt-get install wrk)")
     results = runner.Results(left_out=runner.leave_out(options.modes, idle.raise_fd_limit()))
-    minutes = runner.rounds_seconds(options.modes, results.left_out, options.pairs, options.seconds) / 60
+    minutes = runner.estimate_seconds(options.modes, results.left_out, options.pairs, options.seconds) / 60
     for name, reason in results.left_out.items():
         console.print(f"left out: {name}: {reason}", markup=False, highlight=False)
-    console.print(f"rounds of {minutes:.1f} minutes in all, and a little between them", highlight=False)
+    console.print(f"about {minutes:.0f} minutes" if minutes >= 2 else f"about {minutes * 60:.0f} seconds",
+                  highlight=False)
     status = 0
     with Workshop(two_cores()) as workshop:
         facts = about(options, workshop, results.left_out)
@@ -127,6 +131,9 @@ def measure_all(options: argparse.Namespace, console: Console) -> int:
         except KeyboardInterrupt:
             console.print("interrupted: this is what was found until then")
             status = 130
+        except BenchError as error:
+            console.print(f"error: {error}; this is what was found until then", markup=False, highlight=False)
+            status = 1
     report.print_report(Console(), results, facts)
     if options.json:
         options.json.write_text(report.as_json(results, facts))

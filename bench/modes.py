@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from .load import Load
 
+SECONDS = 3.0                       # of a round
+USER_SECONDS = 5.0                  # if a target is about user time: 60 s of ticks in 15 rounds of a server busy 80 %
 IDLE_CONNECTIONS = 15_000
 IDLE_BYTES_AT_MOST = 160            # resident, per idle keep-alive connection
 CALLS_PER_REQUEST = 2               # recv and send; and one epoll_wait per batch
@@ -52,6 +54,12 @@ class Mode:
     comparisons: tuple[Comparison, ...]
     deferred: bool = False
 
+    @property
+    def seconds(self) -> float:
+        """How long its rounds are, unless the user says otherwise."""
+        asked = {target.quantity for comparison in self.comparisons for target in comparison.targets}
+        return USER_SECONDS if "user" in asked else SECONDS
+
 
 def against(server: str, label: str, *targets: Target) -> Comparison:
     """epollkit against one of its peers."""
@@ -93,9 +101,14 @@ MODES = (
 )
 MEMORY = "memory"
 SYSTEM_CALLS = "system-calls"
-MODE_NAMES = [*(mode.name for mode in MODES), MEMORY, SYSTEM_CALLS]
+INSTRUCTIONS = "instructions"
+STALE_CHECK = "stale-check"
+MODE_NAMES = [*(mode.name for mode in MODES), MEMORY, SYSTEM_CALLS, INSTRUCTIONS, STALE_CHECK]
 QUICK_MODES = ["keep-alive-64", "pipelined-16", MEMORY, SYSTEM_CALLS]
 
 MEMORY_SERVERS = ("epollkit", "nginx", "uvloop")
 SYSTEM_CALL_SERVERS = ("epollkit", "floor", "nginx", "uvloop")
 SYSTEM_CALL_LOAD = Load(64)
+
+INSTRUCTION_MODES = ("keep-alive-64", "keep-alive-1000", "pipelined-16", "one-request")
+INSTRUCTION_SERVERS = ("epollkit", "floor", "nginx", "uvloop")

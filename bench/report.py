@@ -11,13 +11,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from . import measure
+from . import measure, stale
 from .measure import VERDICT_PAIRS, Interval, Pair, Round
-from .modes import AGAIN, CALLS_PER_REQUEST, IDLE_BYTES_AT_MOST, MODES, Comparison, Mode
+from .modes import AGAIN, CALLS_PER_REQUEST, IDLE_BYTES_AT_MOST, MODES, Comparison, Mode, Target
 from .runner import Results
 
-NOT_MEASURED = ("The stale check's own cost (at most 12 instructions per event, by callgrind, compiled in against "
-                "compiled out) is not measured yet.")
+LOOK = "a look"
 
 
 @dataclass(frozen=True)
@@ -67,6 +66,14 @@ class Judged:
     found: str
     same: str
     verdict: str
+    by: str = ""        # `instructions`, or `a look`: fewer pairs than a verdict takes
+
+    @property
+    def words(self) -> str:
+        """For the table."""
+        if self.by == LOOK:
+            return f"{self.verdict} ({LOOK})"
+        return f"{self.verdict}, by {self.by}" if self.by else self.verdict
 
 
 def findings(results: Results) -> list[Finding]:
@@ -89,25 +96,68 @@ def span(interval: Interval | None) -> str:
     return "none" if interval is None else f"{interval.low:.3f}..{interval.high:.3f}"
 
 
-def judge_finding(finding: Finding) -> list[Judged]:
-    """A comparison's targets."""
+def counted_ratio(results: Results, mode: Mode, comparison: Comparison) -> Interval | None:
+    """Instructions per request of a comparison's two sides, if both were counted: the ratio of the least, and how far
+    other choices of runs are from it.
+    """
+    counted = {each.server: each.per_request for each in results.instructions if each.mode == mode.name}
+    first, second = counted.get(comparison.first.server), counted.get(comparison.second.server)
+    if not first or not second or comparison.first.idle or comparison.second.idle:
+        return None
+    return Interval(min(first) / min(second), min(first) / max(second), max(first) / min(second))
+
+
+def judge_counted(ratio: Interval, at_most: float) -> str:
+    """A ratio of counts: nothing is in doubt but what the runs differ by."""
+    return "met" if ratio.high <= at_most else "missed" if ratio.low > at_most else "undecided"
+
+
+def target_name(mode: Mode, comparison: Comparison, target: Target) -> str:
+    """A target in words."""
+    quantity = "user time" if target.quantity == "user" else "CPU"
+    return f"{mode.title}: {quantity} per request <= {target.at_most:g} x {comparison.label}"
+
+
+def judge_target(finding: Finding, target: Target, counted: Interval | None) -> Judged:
+    """One of a comparison's targets. If the clock can't decide about user time, instructions do. They can't about CPU
+    time: the kernel's are not counted.
+    """
+    user = target.quantity == "user"
+    ratio, same = (finding.user, finding.same_user) if user else (finding.cpu, finding.same_cpu)
+    verdict, remark = measure.verdict(ratio, target.at_most, same), ""
+    by = "" if len(finding.pairs) >= VERDICT_PAIRS else LOOK
+    pooled = measure.pooled_seconds(finding.pairs)
+    if user and pooled < measure.POOLED_TICKS_SECONDS:
+        verdict, remark = "undecided", f", {pooled:.0f} s of ticks are too few"
+    found = f"{ratio.median:.3f} ({span(ratio)}{remark})"
+    if counted is not None:
+        found += f"; user-space instructions {counted.median:.3f}"
+        if user and verdict == "undecided":
+            verdict, by = judge_counted(counted, target.at_most), "instructions"
+    return Judged(target_name(finding.mode, finding.comparison, target), found, span(same), verdict, by)
+
+
+def judge_ratios(results: Results) -> list[Judged]:
+    """The targets of comparisons, as far as they were timed, or at least counted."""
+    timed = {(finding.mode.name, finding.comparison.label): finding for finding in findings(results)}
     judged = []
-    for target in finding.comparison.targets:
-        user = target.quantity == "user"
-        ratio, same = (finding.user, finding.same_user) if user else (finding.cpu, finding.same_cpu)
-        verdict, remark = measure.verdict(ratio, target.at_most, same), ""
-        pooled = measure.pooled_seconds(finding.pairs)
-        if user and pooled < measure.POOLED_TICKS_SECONDS:
-            verdict, remark = "undecided", f", {pooled:.0f} s of ticks are too few"
-        name = f"{finding.mode.title}: {'user time' if user else 'CPU'} per request <= {target.at_most:g} x "
-        judged.append(Judged(name + finding.comparison.label, f"{ratio.median:.3f} ({span(ratio)}{remark})",
-                             span(same), verdict))
+    for mode in MODES:
+        for comparison in mode.comparisons:
+            finding = timed.get((mode.name, comparison.label))
+            counted = counted_ratio(results, mode, comparison)
+            for target in comparison.targets:
+                if finding is not None:
+                    judged.append(judge_target(finding, target, counted))
+                elif counted is not None and target.quantity == "user":
+                    judged.append(Judged(target_name(mode, comparison, target), f"not timed; user-space instructions "
+                                         f"{counted.median:.3f}", "", judge_counted(counted, target.at_most),
+                                         "instructions"))
     return judged
 
 
 def judge(results: Results) -> list[Judged]:
     """All targets that this run has something to say about."""
-    judged = [each for finding in findings(results) for each in judge_finding(finding)]
+    judged = judge_ratios(results)
     for memory in results.memory:
         if memory.server == "epollkit":
             judged.append(Judged(
@@ -120,6 +170,10 @@ def judge(results: Results) -> list[Judged]:
                 f"system calls per keep-alive request: {CALLS_PER_REQUEST}, and one epoll_wait per batch",
                 f"{counted.others_per_request:.3f} (connections' included), and 1 per "
                 f"{counted.requests / max(counted.waits, 1):.1f} requests", "", counted.verdict))
+    if (check := results.stale_check) is not None:
+        judged.append(Judged(
+            f"the stale check itself <= {stale.INSTRUCTIONS_AT_MOST} instructions per event",
+            f"{check.cost:.1f} ({check.checked:,.1f} with it, {check.unchecked:,.1f} without)", "", check.verdict))
     return judged
 
 
@@ -167,10 +221,22 @@ def system_call_rows(results: Results) -> list[list[str]]:
     return rows
 
 
+def instruction_rows(results: Results) -> list[list[str]]:
+    """Instructions of each server under each load."""
+    rows = [["load", "server", "requests", "user-space instructions per request", "epollkit against it"]]
+    own = {each.mode: each.least for each in results.instructions if each.server == "epollkit"}
+    for counted in results.instructions:
+        title = next(mode.title for mode in MODES if mode.name == counted.mode)
+        against = f"{own[counted.mode] / counted.least:.3f}" if counted.mode in own else ""
+        rows.append([title, counted.server, f"{counted.requests:,}",
+                     ", ".join(f"{each:,.0f}" for each in counted.per_request), against])
+    return rows
+
+
 def target_rows(results: Results) -> list[list[str]]:
     """The last table."""
     return [["target", "found", "A/A 95 %", "verdict"],
-            *([each.target, each.found, each.same, each.verdict] for each in judge(results))]
+            *([each.target, each.found, each.same, each.words] for each in judge(results))]
 
 
 def print_table(console: Console, title: str, rows: Sequence[Sequence[str]]) -> None:
@@ -195,17 +261,17 @@ def print_report(console: Console, results: Results, about: dict[str, object]) -
     made = findings(results)
     pairs = min((len(finding.pairs) for finding in made), default=0)        # fewer than asked for, if interrupted
     look = f" (a look: a verdict takes {VERDICT_PAIRS} pairs)" if pairs < VERDICT_PAIRS else ""
-    print_table(console, f"Server CPU per request, {pairs} pairs of {about['seconds']:g} s{look}",
-                ratio_rows(made))
+    print_table(console, f"Server CPU per request, {pairs} pairs of {about['seconds']} s{look}", ratio_rows(made))
     print_table(console, "Resident memory per idle connection", memory_rows(results))
     print_table(console, "System calls under keep-alive load, by strace", system_call_rows(results))
+    print_table(console, "Instructions per request, by callgrind", instruction_rows(results))
     print_table(console, "Targets", target_rows(results))
     lines = [f"Left out: {name}: {reason}" for name, reason in results.left_out.items()]
     for finding in made:
         if finding.first.errors or finding.second.errors:
             lines.append(f"Errors: {finding.mode.title}, {finding.comparison.label}: {finding.first.errors} at "
                          f"epollkit, {finding.second.errors} at the other")
-    lines += [NOT_MEASURED, ", ".join(f"{name} {value}" for name, value in about.items())]
+    lines.append(", ".join(f"{name} {value}" for name, value in about.items()))
     console.file.write("\n" + "\n".join(lines) + "\n")
 
 
@@ -235,6 +301,8 @@ def as_json(results: Results, about: dict[str, object]) -> str:
         } for finding in findings(results)],
         "memory": [asdict(memory) for memory in results.memory],
         "system_calls": [asdict(counted) for counted in results.system_calls],
+        "instructions": [asdict(counted) for counted in results.instructions],
+        "stale_check": results.stale_check and {**asdict(results.stale_check), "cost": results.stale_check.cost},
         "targets": [asdict(each) for each in judge(results)],
     }
     return json.dumps(plain(document), indent=1, ensure_ascii=False) + "\n"

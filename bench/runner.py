@@ -5,14 +5,18 @@ import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from . import idle, syscalls
+from . import callgrind, idle, instructions, stale, syscalls
 from .load import Load, run_wrk
 from .measure import VERDICT_PAIRS, Pair, Round, read_account, read_machine
 from .modes import (
     IDLE_CONNECTIONS,
+    INSTRUCTION_MODES,
+    INSTRUCTION_SERVERS,
+    INSTRUCTIONS,
     MEMORY,
     MEMORY_SERVERS,
     MODES,
+    STALE_CHECK,
     SYSTEM_CALL_LOAD,
     SYSTEM_CALL_SERVERS,
     SYSTEM_CALLS,
@@ -23,7 +27,14 @@ from .modes import (
 from .servers import SERVERS, BenchError, Workshop, missing_servers
 
 MEMORY_RUNS = 3             # fresh servers for a verdict; one for a look
-SYSTEM_CALL_SECONDS = 2.0       # at least: what connections cost once should not show
+INSTRUCTION_RUNS = 2        # the same
+SYSTEM_CALL_SECONDS = 2.0   # at least: what connections cost once should not show
+
+# For the estimate, in seconds, as seen on the machine where the targets were set.
+ROUND_EXTRA = 0.5           # a server starts, wrk comes and goes
+CROWD_EXTRA = 3.0           # the idle connections come and go
+INSTRUCTIONS_EACH = 7.0     # a server under a load, a short run and a long one; nginx and the floor are done in two
+STALE_CHECK_ALL = 90.0      # two builds
 Tell = Callable[[str], object]
 
 
@@ -35,6 +46,8 @@ class Results:
     pairs: dict[tuple[str, str], list[Pair]] = field(default_factory=dict)      # by mode's name and comparison's label
     memory: list[idle.Memory] = field(default_factory=list)
     system_calls: list[syscalls.SystemCalls] = field(default_factory=list)
+    instructions: list[instructions.Instructions] = field(default_factory=list)
+    stale_check: stale.StaleCheck | None = None
 
 
 def measure_round(setup: Setup, mode: Mode, workshop: Workshop, seconds: float) -> Round:
@@ -85,11 +98,28 @@ def measure_mode(mode: Mode, workshop: Workshop, pairs: int, seconds: float, res
             results.pairs.setdefault((mode.name, comparison.label), []).append(pair)
 
 
-def rounds_seconds(names: Sequence[str], left_out: dict[str, str], pairs: int, seconds: float) -> float:
-    """How long the rounds of these modes take, without what is between them."""
-    count = sum(not comparison.servers & set(left_out)
-                for mode in MODES if mode.name in names for comparison in mode.comparisons)
-    return count * 2 * pairs * seconds
+def runs_for(pairs: int, runs: int) -> int:
+    """How often something is counted: as often as a verdict asks for, or once for a look."""
+    return runs if pairs >= VERDICT_PAIRS else 1
+
+
+def estimate_seconds(names: Sequence[str], left_out: dict[str, str], pairs: int, seconds: float | None) -> float:
+    """How long these modes take, about."""
+    names = [name for name in names if name not in left_out]
+    took = 0.0
+    for mode in MODES:
+        for comparison in mode.comparisons:
+            if mode.name in names and not comparison.servers & set(left_out):
+                for setup in (comparison.first, comparison.second):
+                    took += pairs * ((seconds or mode.seconds) + ROUND_EXTRA + CROWD_EXTRA * bool(setup.idle))
+    if MEMORY in names:
+        took += len(set(MEMORY_SERVERS) - set(left_out)) * runs_for(pairs, MEMORY_RUNS) * (ROUND_EXTRA + CROWD_EXTRA)
+    if SYSTEM_CALLS in names:
+        took += len(set(SYSTEM_CALL_SERVERS) - set(left_out)) * (max(seconds or 0, SYSTEM_CALL_SECONDS) + ROUND_EXTRA)
+    if INSTRUCTIONS in names:
+        took += (len(set(INSTRUCTION_SERVERS) - set(left_out)) * len(INSTRUCTION_MODES)
+                 * runs_for(pairs, INSTRUCTION_RUNS) * INSTRUCTIONS_EACH)
+    return took + (STALE_CHECK_ALL if STALE_CHECK in names else 0.0)
 
 
 def leave_out(names: Sequence[str], fd_limit: int) -> dict[str, str]:
@@ -102,23 +132,43 @@ def leave_out(names: Sequence[str], fd_limit: int) -> dict[str, str]:
         found.update({name: reason for name in ("idle-beside", MEMORY) if name in names})
     if SYSTEM_CALLS in names and (reason := syscalls.missing()):
         found[SYSTEM_CALLS] = reason
+    if INSTRUCTIONS in names and (reason := callgrind.missing()):
+        found[INSTRUCTIONS] = reason
+    if STALE_CHECK in names and (reason := stale.missing()):
+        found[STALE_CHECK] = reason
     return found
 
 
-def run(names: Sequence[str], workshop: Workshop, pairs: int, seconds: float, results: Results, tell: Tell) -> None:
-    """Measure these modes; what was found is in `results` even if this is interrupted."""
+def run(names: Sequence[str], workshop: Workshop, pairs: int, seconds: float | None, results: Results,
+        tell: Tell) -> None:
+    """Measure these modes, each for its own seconds unless some are given; what was found is in `results` even if this
+    is interrupted.
+    """
+    names = [name for name in names if name not in results.left_out]
     for mode in MODES:
-        if mode.name in names and mode.name not in results.left_out:
-            measure_mode(mode, workshop, pairs, seconds, results, tell)
-    if MEMORY in names and MEMORY not in results.left_out:
-        for server in MEMORY_SERVERS:
-            if server not in results.left_out:
-                tell(f"memory per idle connection: {server}")
-                runs = MEMORY_RUNS if pairs >= VERDICT_PAIRS else 1
-                results.memory.append(idle.measure_memory(server, workshop, IDLE_CONNECTIONS, runs))
-    if SYSTEM_CALLS in names and SYSTEM_CALLS not in results.left_out:
-        for server in SYSTEM_CALL_SERVERS:
-            if server not in results.left_out:
-                tell(f"system calls: {server}")
-                results.system_calls.append(syscalls.measure_system_calls(
-                    server, workshop, SYSTEM_CALL_LOAD, max(seconds, SYSTEM_CALL_SECONDS)))
+        if mode.name in names:
+            measure_mode(mode, workshop, pairs, seconds or mode.seconds, results, tell)
+    if MEMORY in names:
+        for server in present(MEMORY_SERVERS, results):
+            tell(f"memory per idle connection: {server}")
+            results.memory.append(idle.measure_memory(server, workshop, IDLE_CONNECTIONS,
+                                                      runs_for(pairs, MEMORY_RUNS)))
+    if SYSTEM_CALLS in names:
+        for server in present(SYSTEM_CALL_SERVERS, results):
+            tell(f"system calls: {server}")
+            results.system_calls.append(syscalls.measure_system_calls(
+                server, workshop, SYSTEM_CALL_LOAD, max(seconds or 0, SYSTEM_CALL_SECONDS)))
+    if INSTRUCTIONS in names:
+        for mode in (mode for mode in MODES if mode.name in INSTRUCTION_MODES):
+            for server in present(INSTRUCTION_SERVERS, results):
+                tell(f"instructions per request, {mode.title}: {server}")
+                results.instructions.append(instructions.measure_instructions(
+                    server, mode, workshop, runs_for(pairs, INSTRUCTION_RUNS)))
+    if STALE_CHECK in names:
+        tell("the stale check: two builds, and their instructions per event")
+        results.stale_check = stale.measure_stale_check(workshop)
+
+
+def present(servers: Sequence[str], results: Results) -> list[str]:
+    """Those that are not left out."""
+    return [server for server in servers if server not in results.left_out]

@@ -23,7 +23,7 @@ BODY = b"Hello, World!"
 BACKLOG = 2048
 FD_LIMIT = 20_000           # per process: 15,000 idle connections, the busy ones, and some
 START_SECONDS = 20          # a server that does not listen by then is not going to
-STOP_SECONDS = 5            # then SIGKILL
+STOP_ATTEMPTS = 8           # SIGTERM once a second, then SIGKILL
 PORT_ATTEMPTS = 5           # for nginx, which can't be given port 0
 REQUEST = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 CLOSE_REQUEST = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
@@ -57,12 +57,16 @@ def start_process(command: Sequence[str], core: int | None = None, **options: ob
 
 
 def end_process(process: subprocess.Popen) -> None:
-    """Ask it to go; make it go. Its pipes are closed."""
-    with contextlib.suppress(ProcessLookupError):
+    """Ask it to go; make it go. Its pipes are closed.
+
+    One SIGTERM may not do: nginx looks for it before it waits, and sleeps through one that comes just between.
+    """
+    for _ in range(STOP_ATTEMPTS):
         process.terminate()
-    try:
-        process.wait(STOP_SECONDS)
-    except subprocess.TimeoutExpired:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(1)
+            break
+    else:
         process.kill()
         process.wait()
     for pipe in (process.stdin, process.stdout, process.stderr):
@@ -105,17 +109,21 @@ class Server:
         workshop: where and on which core.
         closing: the load is one request per connection.
         deferred: the listener hands over a connection when its request is there (TCP_DEFER_ACCEPT).
+        under: the start of a command that runs another, here as the only process of the server.
     """
 
     name = ""
     title = ""
     defers = True       # whether it has deferred accept
 
-    def __init__(self, workshop: Workshop, *, closing: bool = False, deferred: bool = False) -> None:
+    def __init__(self, workshop: Workshop, *, closing: bool = False, deferred: bool = False,
+                 under: Sequence[str] = ()) -> None:
         self.workshop = workshop
         self.closing = closing
         self.deferred = deferred
+        self.under = under
         self.port = 0
+        self.answer_bytes = 0
         self.announced: list[str] = []
 
     @classmethod
@@ -142,8 +150,8 @@ class Server:
 
     def start(self) -> None:
         """Start the process and learn its port."""
-        self.process = start_process(self.command(), self.workshop.server_core, stdin=subprocess.DEVNULL,
-                                     stdout=subprocess.PIPE, stderr=self.log)
+        self.process = start_process([*self.under, *self.command()], self.workshop.server_core,
+                                     stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self.log)
         self.announced = self.process.stdout.readline().decode().split()
         if not self.announced:
             raise self.failure("ended before it listened")
@@ -177,6 +185,7 @@ class Server:
             raise self.failure(f"answered {answer[:60]!r}")
         if self.closing and not closed:
             raise self.failure("keeps a connection that it was told to close")
+        self.answer_bytes = len(answer)
 
     def pids(self) -> list[int]:
         """All processes of this server."""
@@ -236,6 +245,7 @@ class Uvloop(Server):
 
 NGINX_CONF = """
 daemon off;
+master_process {master};
 {user}
 worker_processes 1;
 worker_rlimit_nofile {fds};
@@ -268,7 +278,7 @@ def free_port() -> int:
 
 
 class Nginx(Server):
-    """nginx with one worker and `return 200`; its master is counted too."""
+    """nginx with one worker and `return 200`; its master is counted too. Under something it has none."""
 
     name = "nginx"
     title = "nginx"
@@ -281,16 +291,16 @@ class Nginx(Server):
         path = self.workshop.path
         config = path / "nginx.conf"
         config.write_text(NGINX_CONF.format(
-            user="user root;" if os.geteuid() == 0 else "", path=path, fds=FD_LIMIT, connections=FD_LIMIT - 1000,
-            host=HOST, port=self.port, backlog=BACKLOG, deferred=" deferred" if self.deferred else "",
-            body=BODY.decode()))
+            master="off" if self.under else "on", user="user root;" if os.geteuid() == 0 else "", path=path,
+            fds=FD_LIMIT, connections=FD_LIMIT - 1000, host=HOST, port=self.port, backlog=BACKLOG,
+            deferred=" deferred" if self.deferred else "", body=BODY.decode()))
         return [find_program("nginx") or "nginx", "-e", "stderr", "-p", str(path), "-c", str(config)]
 
     def start(self) -> None:
         for attempt in range(PORT_ATTEMPTS):
             self.port = free_port()     # somebody may take it before nginx does
-            self.process = start_process(self.command(), self.workshop.server_core, stdin=subprocess.DEVNULL,
-                                         stdout=subprocess.DEVNULL, stderr=self.log)
+            self.process = start_process([*self.under, *self.command()], self.workshop.server_core,
+                                         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self.log)
             if self.listens():
                 return
             if attempt + 1 < PORT_ATTEMPTS:
@@ -306,7 +316,7 @@ class Nginx(Server):
             except ConnectionRefusedError:
                 time.sleep(0.005)
             else:
-                return bool(self.workers())
+                return bool(self.under or self.workers())
         return False
 
     def workers(self) -> list[int]:
