@@ -11,10 +11,10 @@ Slots are never moved and never freed while their loop lives, so a tag can be as
 from cpython.object cimport PyObject
 from libc.errno cimport EMFILE, ENOMEM
 from libc.stdint cimport UINT32_MAX, int32_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, realloc
+from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
-from epollkit._sys cimport EK_ASSERT, EK_FREED, EK_MADE, EK_SLOT_CHUNK, EK_STALE
+from epollkit._sys cimport EK_ASSERT, EK_FREED, EK_MADE, EK_SLOT_CHUNK, EK_STALE, ek_free_pages, ek_grow_pages
 from epollkit._timers cimport TimerNode
 
 cdef extern from "<stdlib.h>" nogil:
@@ -24,6 +24,7 @@ cdef enum:
     SLOTS_PER_CHUNK = 1024      # 64 KiB: a chunk is touched slot by slot, so an empty loop costs pages, not chunks
     SLOT_CHUNK_SHIFT = 10
     MAX_SLOTS = 1 << 24         # bounds the directory of chunks: 128 KiB
+    FIRST_FD_ROOM = 16384       # a page of the table fd -> slot is touched for every 1024 fds
     NO_SLOT = 0x7FFFFFFF        # the end of a list of slots
 
 cdef enum SlotFlag:
@@ -87,7 +88,7 @@ cdef inline int slots_free(SlotTable *table) noexcept nogil:
                 EK_FREED(EK_SLOT_CHUNK)
             free(table.chunks[chunk])
     free(table.chunks)
-    free(table.by_fd)
+    ek_free_pages(table.by_fd, table.fd_room * sizeof(uint32_t))
     table.chunks = NULL
     table.by_fd = NULL
     table.fresh = table.fd_room = 0
@@ -131,16 +132,15 @@ cdef inline Slot *slot_of_fd(const SlotTable *table, int fd) noexcept nogil:
 
 cdef inline int slots_make_fd_room(SlotTable *table, int fd) noexcept nogil:
     """Make the table reach up to fd, which is open, so RLIMIT_NOFILE bounds it. 0 or -ENOMEM."""
-    cdef uint32_t room = table.fd_room if table.fd_room else 64
+    cdef uint32_t room = table.fd_room if table.fd_room else FIRST_FD_ROOM
     cdef uint32_t *grown
     if <uint32_t>fd < table.fd_room:
         return 0
     while room <= <uint32_t>fd:
         room *= 2
-    grown = <uint32_t *>realloc(table.by_fd, room * sizeof(uint32_t))
+    grown = <uint32_t *>ek_grow_pages(table.by_fd, table.fd_room * sizeof(uint32_t), room * sizeof(uint32_t))
     if grown == NULL:
         return -ENOMEM
-    memset(grown + table.fd_room, 0, (room - table.fd_room) * sizeof(uint32_t))
     table.by_fd = grown
     table.fd_room = room
     return 0

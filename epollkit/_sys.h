@@ -26,6 +26,7 @@
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -71,6 +72,21 @@ static inline int64_t ek_last_recv(void) { return 0; }
 #else
 #define EK_STALE(condition) __builtin_expect(!!(condition), 0)
 #endif
+
+/* Pages of zeros that cost nothing until they are touched. They grow without being copied, and may move as they do.
+ * NULL: no memory, and what was there before still is. */
+static inline void *ek_grow_pages(void *pages, size_t size, size_t grown)
+{
+    void *result = pages == NULL ? mmap(NULL, grown, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+                                 : mremap(pages, size, grown, MREMAP_MAYMOVE);
+    return result == MAP_FAILED ? NULL : result;
+}
+
+static inline void ek_free_pages(void *pages, size_t size)
+{
+    if (pages != NULL)
+        munmap(pages, size);
+}
 
 #define EK_RETRY(result, call)                                                            \
     do {                                                                                  \

@@ -49,6 +49,8 @@ cdef extern from "_sys.h" nogil:
     void EK_FREED(ek_kind kind) noexcept
     int64_t ek_last_recv() noexcept
 
+    void *ek_grow_pages(void *pages, size_t size, size_t grown) noexcept
+    void ek_free_pages(void *pages, size_t size) noexcept
     uint64_t ek_event_tag(const epoll_event *event) noexcept
     uint32_t ek_event_mask(const epoll_event *event) noexcept
     int ek_epoll_create() noexcept

@@ -10,7 +10,11 @@ Two ways to arm it:
 """
 from libc.errno cimport ENOMEM
 from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint32_t
-from libc.stdlib cimport free, realloc
+
+from epollkit._sys cimport ek_free_pages, ek_grow_pages
+
+cdef enum:
+    FIRST_TIMER_ROOM = 1024     # four pages, touched as they fill
 
 cdef struct TimerNode:
     int64_t due_ns          # CLOCK_MONOTONIC; 0: not armed
@@ -93,8 +97,8 @@ cdef inline int timers_set(TimerQueue *queue, TimerNode *node, int64_t due_ns) n
     if node.place:
         timers_remove(queue, node)
     if queue.count == queue.room:
-        room = queue.room * 2 if queue.room else 64
-        grown = <TimerEntry *>realloc(queue.entries, room * sizeof(TimerEntry))
+        room = queue.room * 2 if queue.room else FIRST_TIMER_ROOM
+        grown = <TimerEntry *>ek_grow_pages(queue.entries, queue.room * sizeof(TimerEntry), room * sizeof(TimerEntry))
         if grown == NULL:
             return -ENOMEM
         queue.entries = grown
@@ -122,7 +126,7 @@ cdef inline int64_t timers_first_ns(const TimerQueue *queue) noexcept nogil:
 
 
 cdef inline int timers_free(TimerQueue *queue) noexcept nogil:
-    free(queue.entries)
+    ek_free_pages(queue.entries, queue.room * sizeof(TimerEntry))
     queue.entries = NULL
     queue.count = queue.room = 0
     return 0
