@@ -33,7 +33,8 @@ from epollkit._http1 cimport (
 from epollkit._room cimport rest
 from epollkit._slots cimport SLOT_IDLE
 from epollkit._stream cimport (
-    READ_ROOM_BYTES, SCRATCH_BYTES, SCRATCH_PIECE_BYTES, STREAM_CLOSING, STREAM_LINGERS, Loop, Stream, reserve,
+    READ_ROOM_BYTES, SCRATCH_BYTES, SCRATCH_PIECE_BYTES, STREAM_CLOSING, STREAM_LINGERS, STREAM_PAUSED, Loop, Stream,
+    reserve,
 )
 
 from epollkit._checks import checked_number
@@ -564,7 +565,8 @@ cdef class HttpConnection(Stream):
         if self.output != NULL:
             self.pause()
             return self.set_deadline_ns(self.settings.write_timeout_ns)
-        self.resume()
+        if self.state & STREAM_PAUSED:
+            self.resume()
         if self.partial is None:
             self.set_deadline_ns(self.settings.keep_alive_timeout_ns)
             return rest(<Loop>self.loop_link, self.slot)
