@@ -8,6 +8,7 @@ import socket
 import statistics
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -33,7 +34,19 @@ def load_bench() -> ModuleType:
 load_bench()
 
 from bench import __main__ as command  # noqa: E402
-from bench import idle, load, measure, modes, report, runner, servers, syscalls  # noqa: E402
+from bench import (  # noqa: E402
+    callgrind,
+    idle,
+    instructions,
+    load,
+    measure,
+    modes,
+    report,
+    runner,
+    servers,
+    stale,
+    syscalls,
+)
 
 KEEP, CLOSE, ONE_ANSWER = servers.REQUEST, servers.CLOSE_REQUEST, b"HTTP/1.1 200 OK"
 PATIENCE_SECONDS = 20
@@ -304,9 +317,11 @@ def test_floor_survives_clients_that_leave(floor: Callable[..., servers.Server])
 
 def test_a_missing_peer_is_named_and_left_out(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(servers, "find_program", lambda _: None)
-    found = runner.leave_out(["keep-alive-64", "system-calls"], servers.FD_LIMIT)
+    found = runner.leave_out(["keep-alive-64", "system-calls", "instructions", "stale-check"], servers.FD_LIMIT)
     assert "apt-get install nginx" in found["nginx"]
     assert "apt-get install strace" in found["system-calls"]
+    assert "apt-get install valgrind" in found["instructions"]
+    assert "apt-get install valgrind" in found["stale-check"]
 
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch):
@@ -423,8 +438,7 @@ def test_both_sides_of_each_ratio_are_printed(results: runner.Results, capsys: p
     text = capsys.readouterr().out
     assert "5.25 (0.53 + 4.72)" in text
     assert "5.00 (0.50 + 4.50)" in text
-    assert "a look" in text
-    assert "not measured yet" in text
+    assert "met (a look)" in text
 
 
 def test_a_terminal_gets_the_same_rows(results: runner.Results):
@@ -440,6 +454,220 @@ def test_json_holds_every_round(results: runner.Results):
     assert found["comparisons"][1]["epollkit"]["cpu_us"] == pytest.approx(5.25)
     assert found["comparisons"][3]["user_ratio"]["median"] is None
     assert found["targets"][0]["verdict"] == "met"
+
+
+def add_instructions(results: runner.Results, epollkit: list[float], nginx: list[float]) -> None:
+    results.instructions += [instructions.Instructions("keep-alive-64", "epollkit", 10_000, epollkit),
+                             instructions.Instructions("keep-alive-64", "nginx", 10_000, nginx)]
+
+
+@pytest.mark.parametrize(("epollkit", "nginx", "expected"), [
+    ([600.0], [1000.0], "met"), ([601.0], [1000.0], "missed"),
+    ([590.0, 595.0], [1000.0, 1001.0], "met"),
+    ([590.0, 610.0], [1000.0], "undecided"),            # runs differ by more than there is to the target
+    ([610.0], [1000.0, 1020.0], "undecided")])
+def test_instructions_decide_about_user_time_when_the_clock_can_not(
+        results: runner.Results, epollkit: list[float], nginx: list[float], expected: str):
+    """But not about CPU time, of which the kernel has a part that is not counted."""
+    before = report.judge(results)
+    add_instructions(results, epollkit, nginx)
+    found = report.judge(results)
+    assert [each.verdict for each in found[:2]] == [each.verdict for each in before[:2]]
+    assert found[1].by == before[1].by == report.LOOK
+    assert "user-space instructions 0.6" in found[1].found or "0.59" in found[1].found
+    assert (found[2].verdict, found[2].by) == (expected, "instructions")
+    assert found[2].words == f"{expected}, by instructions"
+
+
+def test_the_clock_decides_about_user_time_when_it_can(results: runner.Results):
+    """15 pairs of rounds with 5 s of ticks each, and servers that do not differ from themselves."""
+    def long_rounds(ratio: float) -> list[measure.Pair]:
+        return [(made_round(5.0, 0.1 * ratio, 1_000_000), made_round(5.0, 0.1, 1_000_000))] * 15
+
+    results.pairs = {("keep-alive-64", modes.AGAIN): long_rounds(1.0), ("keep-alive-64", "nginx"): long_rounds(0.5)}
+    add_instructions(results, [700.0], [1000.0])
+    user = report.judge(results)[1]
+    assert "user time" in user.target
+    assert (user.verdict, user.by) == ("met", "")
+
+
+def test_instructions_alone_say_something_about_user_time_only():
+    results = runner.Results()
+    add_instructions(results, [500.0], [1000.0])
+    [judged] = report.judge(results)
+    assert "user time" in judged.target
+    assert (judged.verdict, judged.by) == ("met", "instructions")
+
+
+@pytest.mark.parametrize(("checked", "expected"), [(112.0, "met"), (112.2, "missed")])
+def test_the_price_of_the_stale_check_is_judged(checked: float, expected: str, capsys: pytest.CaptureFixture[str]):
+    results = runner.Results(stale_check=stale.StaleCheck(1000, checked, 100.0))
+    assert [each.verdict for each in report.judge(results)] == [expected]
+    report.print_report(Console(), results, {"pairs": 5, "seconds": 0.4})
+    assert f"(112.{checked * 10 % 10:.0f} with it, 100.0 without)" in capsys.readouterr().out
+    assert json.loads(report.as_json(results, {}))["stale_check"]["cost"] == pytest.approx(checked - 100)
+
+
+# Callgrind
+
+
+def test_callgrind_total_is_read():
+    assert callgrind.parse_total("events: Ir\nsummary: 198856985\n\nfn=(0)\n16 3\n\ntotals: 198856985\n") == 198856985
+    with pytest.raises(servers.BenchError, match="no total"):
+        callgrind.parse_total("events: Ir\n")
+
+
+def test_a_program_that_writes_no_count_is_an_error(tmp_path: Path):
+    with pytest.raises(servers.BenchError, match="did not end by itself"):
+        callgrind.read_total(tmp_path / "nothing")
+
+
+def test_a_program_that_fails_under_valgrind_is_quoted(peer: Callable[[str], str], tmp_path: Path):
+    peer("valgrind")
+    with pytest.raises(servers.BenchError, match="No such file"):
+        callgrind.count(["cat", str(tmp_path / "nothing")], tmp_path / "out", LC_ALL="C")
+
+
+class Countess:
+    """A server that answers each request, and counts them and the connections they come on, one after the other."""
+
+    ANSWER = b"HTTP/1.1 200 OK\r\n\r\n" + servers.BODY
+
+    def __init__(self, connections: int) -> None:
+        self.left = connections
+        self.counts: list[int] = []         # requests of each connection
+        self.listener = socket.create_server((servers.HOST, 0))
+        self.port = self.listener.getsockname()[1]
+        self.thread = threading.Thread(target=self.serve)
+
+    def __enter__(self) -> Countess:
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.thread.join()
+        self.listener.close()
+
+    def serve(self) -> None:
+        for _ in range(self.left):
+            sock, _ = self.listener.accept()
+            with sock:
+                self.counts.append(0)
+                tail = b""
+                while piece := sock.recv(4096):
+                    *heads, tail = (tail + piece).split(b"\r\n\r\n")
+                    self.counts[-1] += len(heads)
+                    sock.sendall(self.ANSWER * len(heads))
+                    if any(b"Connection: close" in head for head in heads):
+                        break
+
+
+def test_the_client_asks_exactly_so_many_times():
+    with Countess(1) as server:
+        instructions.ask(server.port, load.Load(1, pipeline=3), 4, len(Countess.ANSWER))
+    assert server.counts == [12]
+
+
+def test_the_client_asks_on_a_new_connection_each_time():
+    with Countess(4) as server:
+        instructions.ask(server.port, load.Load(1, closing=True), 4, len(Countess.ANSWER))
+    assert server.counts == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(("size", "closing"), [(-1, False), (-1, True), (1, True)])
+def test_answers_of_another_size_are_an_error(size: int, closing: bool):
+    """One byte too many, or the end before the last one."""
+    with Countess(1) as server, pytest.raises(servers.BenchError, match="are not of"):
+        instructions.ask(server.port, load.Load(1, closing=closing), 1, len(Countess.ANSWER) + size)
+
+
+def test_rounds_are_enough_for_the_requests():
+    assert instructions.rounds_for(load.Load(64, pipeline=16), 11_000) == 11
+    assert instructions.rounds_for(load.Load(64), 64) == 1
+    assert instructions.rounds_for(load.Load(64), 65) == 2
+
+
+@pytest.mark.parametrize("name", ["floor", "nginx"])
+def test_instructions_of_a_server(workshop: servers.Workshop, peer: Callable[[str], str], name: str):
+    """Start and end are not in them: they would be a hundred thousand."""
+    peer("valgrind")
+    peer({"floor": "cc"}.get(name, name))
+    mode = modes.Mode("m", "m", load.Load(4), ())
+    found = instructions.measure_instructions(name, mode, workshop, 1, (8, 48))
+    assert found.requests == 40
+    assert 50 < found.least < 50_000
+
+
+def test_stale_app_delivers_each_edge_once(workshop: servers.Workshop, peer: Callable[[str], str]):
+    peer("valgrind")
+    where = installed_library()
+    assert stale.run_once(where, 2, workshop, fds=3) > 0
+    with pytest.raises(servers.BenchError, match="6 events of 6 were delivered by"):
+        stale.run_once(workshop.path, 2, workshop, fds=3)          # there is none: the installed one was imported
+
+
+def installed_library() -> Path:
+    import epollkit
+    return Path(epollkit.__file__).parent.parent
+
+
+def test_stale_check_per_event_is_the_difference_of_two_runs(workshop: servers.Workshop,
+                                                             monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(stale, "run_once", lambda library, turns, *_: 1_000_000 + 250 * turns)
+    assert stale.per_event(Path("anywhere"), workshop, fds=5, turns=(10, 30)) == 50.0
+
+
+def test_a_stale_check_that_was_not_compiled_out_is_no_figure(workshop: servers.Workshop, tmp_path: Path,
+                                                              monkeypatch: pytest.MonkeyPatch):
+    """Both builds the same: the difference would be nothing, and the target met."""
+    (tmp_path / "epollkit").mkdir()
+    (tmp_path / "epollkit" / "_core.abi.so").write_bytes(b"the same")
+    monkeypatch.setattr(stale, "copy_sources", lambda _: None)
+    monkeypatch.setattr(stale, "build", lambda *_: tmp_path)
+    with pytest.raises(servers.BenchError, match="changed nothing"):
+        stale.measure_stale_check(workshop)
+
+
+def test_a_failing_build_is_quoted_and_gets_the_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CFLAGS", "-Wfoo")
+    (tmp_path / "setup.py").write_text("import os, sys; sys.exit(f'built with {os.environ[\"CFLAGS\"]}')")
+    with pytest.raises(servers.BenchError, match="the odd build failed: built with -Wfoo -DX=1"):
+        stale.build(tmp_path, "odd", "-DX=1")
+
+
+def test_sources_are_copied_without_what_was_built(tmp_path: Path):
+    stale.copy_sources(tmp_path / "tree")
+    assert (tmp_path / "tree" / "epollkit" / "_sys.h").is_file()
+    assert not [*(tmp_path / "tree").rglob("*.so")]
+
+
+@pytest.mark.parametrize(("flags", "compiles"), [
+    (["-DEPOLLKIT_DEBUG=0"], True), (["-DEPOLLKIT_DEBUG=1"], True),
+    (["-DEPOLLKIT_DEBUG=0", stale.UNCHECKED], True), (["-DEPOLLKIT_DEBUG=1", stale.UNCHECKED], False)])
+def test_the_debug_build_can_not_go_without_its_check(peer: Callable[[str], str], flags: list[str], compiles: bool):
+    done = subprocess.run([peer("cc"), "-fsyntax-only", "-xc", *flags, str(ROOT / "epollkit" / "_sys.h")],
+                          capture_output=True, text=True, check=False)
+    assert (done.returncode == 0) == compiles, done.stderr
+    assert compiles or "has no place in the debug build" in done.stderr
+
+
+# How long it takes
+
+
+def test_rounds_are_long_enough_for_a_verdict_about_user_time():
+    """60 s of ticks on each side, though the server waits now and then."""
+    for mode in modes.MODES:
+        user = any(target.quantity == "user" for each in mode.comparisons for target in each.targets)
+        assert mode.seconds == (modes.USER_SECONDS if user else modes.SECONDS)
+    assert measure.VERDICT_PAIRS * modes.USER_SECONDS * 0.8 >= measure.POOLED_TICKS_SECONDS
+
+
+def test_everything_takes_an_hour_at_most():
+    everything = runner.estimate_seconds(modes.MODE_NAMES, {}, measure.VERDICT_PAIRS, None)
+    assert 40 * 60 <= everything <= 60 * 60
+    assert runner.estimate_seconds(modes.QUICK_MODES, {}, command.QUICK_PAIRS, command.QUICK_SECONDS) <= 120
+    without = dict.fromkeys(("nginx", "uvloop", "stale-check"), "not installed")
+    assert runner.estimate_seconds(modes.MODE_NAMES, without, measure.VERDICT_PAIRS, None) < 0.7 * everything
 
 
 # The command line
@@ -460,7 +688,7 @@ def test_quick_and_what_is_said_beside_it():
     quick = command.arguments(["--quick", "--pairs", "2"])
     assert (quick.pairs, quick.seconds, quick.modes) == (2, command.QUICK_SECONDS, modes.QUICK_MODES)
     full = command.arguments([])
-    assert (full.pairs, full.seconds, full.modes) == (15, 3.0, modes.MODE_NAMES)
+    assert (full.pairs, full.seconds, full.modes) == (15, None, modes.MODE_NAMES)
 
 
 def test_without_wrk_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
@@ -468,6 +696,24 @@ def test_without_wrk_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     monkeypatch.setattr(command.signal, "signal", lambda *_: None)
     assert command.main(["--quick"]) == 1
     assert "apt-get install wrk" in " ".join(capsys.readouterr().err.split())
+
+
+def test_what_was_found_is_told_even_if_something_fails_later(monkeypatch: pytest.MonkeyPatch,
+                                                              capsys: pytest.CaptureFixture[str],
+                                                              results: runner.Results):
+    def fails(names: object, workshop: object, pairs: object, seconds: object, found: runner.Results,
+              tell: object) -> None:
+        found.pairs.update(results.pairs)
+        raise servers.BenchError("no such luck")
+
+    monkeypatch.setattr(command, "find_program", lambda _: "wrk")
+    monkeypatch.setattr(command, "about", lambda *_: {"pairs": 5, "seconds": 0.4})
+    monkeypatch.setattr(command.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(runner, "run", fails)
+    assert command.main(["--quick"]) == 1
+    captured = capsys.readouterr()
+    assert "no such luck" in captured.err
+    assert "keep-alive, 64 connections" in captured.out
 
 
 def test_without_matplotlib_no_picture_is_promised(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
