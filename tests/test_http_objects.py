@@ -152,7 +152,7 @@ class TestOneRequestObjectServesMany:
         for path in (b"/passing", b"/kept", b"/passing", b"/later"):
             client.send(get(path))
             client.receive_response()
-        assert [request.path for request in kept] == ["/kept", "/later"]
+        assert [request.target for request in kept] == ["/kept", "/later"]
 
 
 class TestAnApplicationThatForks:
