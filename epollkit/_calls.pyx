@@ -9,7 +9,7 @@ from libc.stdint cimport int64_t, uint32_t
 
 cimport cython
 
-from epollkit cimport _sys
+cimport epollkit._sys as _sys
 from epollkit._timers cimport (
     TimerNode,
     timers_first_ns,

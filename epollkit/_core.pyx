@@ -13,7 +13,7 @@ from libc.string cimport strerror
 
 cimport cython
 
-from epollkit cimport _sys
+cimport epollkit._sys as _sys
 from epollkit._calls cimport Calls, Timer
 from epollkit._epollset cimport set_add, set_change, set_holds, set_renew
 from epollkit._slots cimport (

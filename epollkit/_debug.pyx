@@ -1,7 +1,7 @@
 """In the debug build only: what tests may look at and nobody else."""
 from libc.stdint cimport uint32_t
 
-from epollkit cimport _room
+cimport epollkit._room as _room
 from epollkit._core cimport Loop
 from epollkit._slots cimport Slot, SlotTable, slot_at
 

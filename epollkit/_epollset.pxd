@@ -6,7 +6,7 @@ stands where it matters.
 from libc.errno cimport EEXIST
 from libc.stdint cimport uint16_t, uint32_t
 
-from epollkit cimport _sys
+cimport epollkit._sys as _sys
 from epollkit._slots cimport SLOT_DISARMED, SLOT_EXCLUSIVE, SLOT_WATCHED, Slot, SlotTable, slot_at, slot_tag
 
 

@@ -15,7 +15,7 @@ from libc.time cimport gmtime_r, time_t, tm
 
 cimport cython
 
-from epollkit cimport _sys
+cimport epollkit._sys as _sys
 from epollkit._http1 cimport (
     HEAD_HEAD,
     HEAD_OTHER,

@@ -6,7 +6,7 @@ from libc cimport errno
 from libc.stdint cimport int64_t, uint32_t
 from libc.string cimport strerror
 
-from epollkit cimport _sys
+cimport epollkit._sys as _sys
 from epollkit._core cimport UNLIMITED_SLOTS, Endpoint, os_error
 from epollkit._epollset cimport set_remove
 from epollkit._room cimport Loop

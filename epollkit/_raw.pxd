@@ -1,7 +1,8 @@
 """Above the core: the raw API, `register`, `modify` and `unregister`."""
 from libc.stdint cimport uint16_t, uint32_t
 
-from epollkit cimport _core, _room
+cimport epollkit._core as _core
+cimport epollkit._room as _room
 from epollkit._slots cimport Slot
 from epollkit._tokens cimport Token
 

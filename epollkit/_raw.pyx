@@ -1,7 +1,9 @@
 """The raw API: any pollable fd, and a Python callable that is told everything."""
 from libc.stdint cimport uint16_t, uint32_t
 
-from epollkit cimport _core, _room, _sys
+cimport epollkit._core as _core
+cimport epollkit._room as _room
+cimport epollkit._sys as _sys
 from epollkit._epollset cimport set_holds
 from epollkit._slots cimport (
     SLOT_DISARMED, SLOT_EXCLUSIVE, SLOT_INTERNAL, SLOT_UNLIMITED, SLOT_WATCHED, Slot, slot_named, slot_of_fd,

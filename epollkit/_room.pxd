@@ -6,7 +6,7 @@ first, and never over a request that has arrived.
 """
 from libc.stdint cimport uint64_t
 
-from epollkit cimport _schedule
+cimport epollkit._schedule as _schedule
 from epollkit._idle cimport IdleSlots
 from epollkit._slots cimport SLOT_IDLE, Slot
 

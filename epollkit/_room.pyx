@@ -1,7 +1,8 @@
 """Room for newcomers: the connection that has been idle for longest is closed."""
 from libc.stdint cimport uint16_t
 
-from epollkit cimport _schedule, _sys
+cimport epollkit._schedule as _schedule
+cimport epollkit._sys as _sys
 from epollkit._core cimport Endpoint
 from epollkit._idle cimport idle_add, idle_collect, idle_take
 from epollkit._slots cimport SLOT_IDLE, Slot

@@ -1,5 +1,5 @@
 """Above the core: the calls that users schedule. Where they wait is below it, in `_calls`."""
-from epollkit cimport _core
+cimport epollkit._core as _core
 from epollkit._calls cimport Timer
 
 

@@ -1,7 +1,8 @@
 """`call_soon`, `call_later` and their like: what a user wants called, and when."""
 from libc.stdint cimport int64_t, uint64_t
 
-from epollkit cimport _core, _sys
+cimport epollkit._core as _core
+cimport epollkit._sys as _sys
 from epollkit._calls cimport Timer, delay_ns
 from epollkit._slots cimport SLOT_BOUND_CALLS, slot_tag
 

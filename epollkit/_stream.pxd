@@ -6,7 +6,8 @@ while the socket is full.
 from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint16_t, uint32_t
 
-from epollkit cimport _core, _raw
+cimport epollkit._core as _core
+cimport epollkit._raw as _raw
 
 cdef enum:
     READ_ROOM_BYTES = 65536         # one recv at most; the loop's only receive buffer

@@ -7,7 +7,9 @@ from libc.stdint cimport int64_t, uint16_t, uint32_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memmove, strerror
 
-from epollkit cimport _core, _raw, _sys
+cimport epollkit._core as _core
+cimport epollkit._raw as _raw
+cimport epollkit._sys as _sys
 from epollkit._slots cimport SLOT_PEER_CLOSED, SLOT_READY, SLOT_TCP
 from epollkit._sys cimport EK_ASSERT
 

@@ -51,7 +51,7 @@ def imported(text: str) -> set[str]:
     for names in re.findall(r"^\s*from\s+epollkit\s+c?import\s+(.+)$", text, re.MULTILINE):
         for name in re.findall(r"\w+", names):
             found.add(name if (PACKAGE / f"{name}.py").exists() or (PACKAGE / f"{name}.pxd").exists() else "__init__")
-    if re.search(r"^\s*import\s+epollkit\s*$", text, re.MULTILINE):
+    if re.search(r"^\s*c?import\s+epollkit\s*$", text, re.MULTILINE):
         found.add("__init__")
     return found
 
@@ -68,6 +68,14 @@ def test_arrows_point_down_only(path: Path):
     for other in imported(path.read_text()) - {module}:
         assert other in RANK, f"{module} imports {other}, which has no layer"
         assert RANK[other] <= RANK[module], f"{module} is below {other} and may not import it"
+
+
+def test_the_package_does_not_read_its_own_front():
+    """`from epollkit cimport` and `cimport epollkit` read `__init__.pxd`, what handlers outside see: every layer in it
+    would become known to the lowest. Inside it is `cimport epollkit._core as _core`."""
+    for path in sources("*.pyx", "*.pxd"):
+        assert not re.search(r"^\s*(?:from\s+epollkit\s+cimport|cimport\s+epollkit\s*$)", path.read_text(),
+                             re.MULTILINE), path.name
 
 
 def test_the_codec_knows_no_socket_and_no_loop():
@@ -159,6 +167,14 @@ def test_readme_says_the_two_commands_that_ci_and_a_newcomer_run():
     assert "python3 -m venv .venv && .venv/bin/pip install . && .venv/bin/epollkit demo" in readme
     assert test_command in readme
     assert test_command in (ROOT / ".ci" / "run").read_text()
+
+
+def test_every_example_is_run_by_a_test():
+    tests = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py") if path != Path(__file__))
+    examples = [path.name for path in (ROOT / "examples").iterdir() if path.is_dir()]
+    assert examples
+    for name in examples:
+        assert f'"examples" / "{name}"' in tests, f"nothing runs examples/{name}"
 
 
 def test_tests_do_not_sleep():
