@@ -1,9 +1,12 @@
 """In the debug build only: what tests may look at and nobody else."""
-from libc.stdint cimport uint32_t
+from libc.stdint cimport int64_t, uint32_t
 
 cimport epollkit._room as _room
 from epollkit._core cimport Loop
 from epollkit._slots cimport Slot, SlotTable, slot_at
+from epollkit._timers cimport TimerQueue, timer_before
+
+cdef size_t NODE_OFFSET = <size_t>&(<Slot *>NULL).timer
 
 
 def slot_fields(Loop loop not None, uint32_t index):
@@ -28,6 +31,39 @@ def set_generation(Loop loop not None, uint32_t index, uint32_t generation):
 def set_batch(Loop loop not None, uint32_t batch):
     """Age a loop: as if it had taken that many batches."""
     loop.batch = batch
+
+
+def defer_deadlines(Loop loop not None, uint32_t first, uint32_t count, int64_t due_ns, int64_t step_ns, int times):
+    """Set the deadlines of `count` slots, one after the other and again from the first, each time `step_ns` later."""
+    cdef int i
+    for i in range(times):
+        loop.set_deadline(slot_at(&loop.slots, first + i % count), due_ns + i * step_ns)
+
+
+def queued_deadlines(Loop loop not None):
+    """The heap of deadlines, entry by entry: (index of the slot, the time it is queued for, the slot's deadline)."""
+    cdef Slot *slot
+    cdef uint32_t place
+    found = []
+    for place in range(loop.deadlines.count):
+        slot = <Slot *>(<size_t>loop.deadlines.entries[place].node - NODE_OFFSET)
+        found.append((slot.index, loop.deadlines.entries[place].key_ns, slot.timer.due_ns))
+    return found
+
+
+def check_timers(Loop loop not None):
+    """Whether both heaps are in order: nobody before its parent, everybody where its node says."""
+    return heap_is_in_order(&loop.calls.queue) and heap_is_in_order(&loop.deadlines)
+
+
+cdef bint heap_is_in_order(const TimerQueue *queue) noexcept:
+    cdef uint32_t place
+    for place in range(queue.count):
+        if queue.entries[place].node.place != place + 1:
+            return False
+        if place and timer_before(&queue.entries[place], &queue.entries[(place - 1) >> 2]):
+            return False
+    return True
 
 
 def room_scans(Loop loop not None):

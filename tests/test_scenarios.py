@@ -5,10 +5,12 @@ the batch, and that the newcomer has the fd and the slot of the one that was clo
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import os
 import signal
 import socket
+import struct
 import threading
 from pathlib import Path
 
@@ -25,11 +27,15 @@ from batches import (
     reset,
     send,
     settle,
+    turn_until,
     wait_ready,
 )
+from wire import set_buffers
 
 import epollkit
 from epollkit import EXCLUSIVE, IN, OUT, RDHUP
+
+READ_BUDGET_BYTES, READ_ROOM_BYTES = 262144, 65536
 
 
 def stale_events(loop):
@@ -362,6 +368,57 @@ class TestWhatDiesWithAConnection:
         assert not timer.active
 
 
+class TestOnePeerThatNeverStopsSending:
+    """20. One firehose against 1000 that ping: they are all served, and what they wait for is bounded. Counted, not
+    timed: a p99 follows from it."""
+
+    PINGS = 1000
+    ROUNDS = 3
+
+    @pytest.mark.parametrize("before", [0, 250, 512, 1000])
+    def test_one_read_budget_between_any_two_others(self, loop, stage, before):
+        """20. All are ready, the firehose behind `before` of them. Whoever is called tops its socket up again."""
+        waited, swallowed, pinged = [], [0], []
+
+        def top_up():
+            with contextlib.suppress(BlockingIOError):
+                hose.send(bytes(1 << 20))
+
+        class Firehose(epollkit.Stream):
+            def on_data(self, data):
+                swallowed[0] += len(data)
+                top_up()
+
+        class Ping(epollkit.Stream):
+            def on_data(self, data):
+                waited.append(swallowed[0])
+                swallowed[0] = 0
+                pinged.append(self)
+                top_up()
+
+        wide = stage.listen(loop, Firehose)
+        set_buffers(wide.fileno(), receive=1 << 22)
+        hose = stage.connect(wide)
+        set_buffers(hose.fileno(), send=1 << 22)
+        streams = []
+        listener = stage.listen(loop, lambda: streams.append(Ping()) or streams[-1])
+        clients = [stage.connect(listener) for _ in range(self.PINGS)]
+        turn_until(loop, lambda: len(streams) == self.PINGS)
+        settle(loop)
+        for _ in range(self.ROUNDS):
+            swallowed[0] = 0
+            pinged.clear()
+            for client in clients[:before]:
+                client.send(b"ping")
+            top_up()
+            for client in clients[before:]:
+                client.send(b"ping")
+            turn_until(loop, lambda: len(pinged) == self.PINGS)
+            assert set(pinged) == set(streams)
+        assert before == self.PINGS or max(waited) > READ_BUDGET_BYTES // 2, "no budget was spent: this proves nothing"
+        assert max(waited) < READ_BUDGET_BYTES + READ_ROOM_BYTES
+
+
 class TestAnExceptionEndsOneHandlerOnly:
     """22. A handler raises in mid-batch: the rest of the batch is delivered, and the exception reported once."""
 
@@ -485,6 +542,72 @@ class TestAnExceptionEndsOneHandlerOnly:
         assert reported == []
 
 
+class TestAConnectionThatDiesInTheQueue:
+    """23. accept fails for one of several: that is its affair, and the drain goes on."""
+
+    def served(self, loop, stage, listener, clients, streams):
+        """Whether each of these is accepted and gets its answer."""
+        turn_until(loop, lambda: len(streams) >= len(clients))
+        for client in clients:
+            client.send(b"ping")
+        for client in clients:
+            turn_until(loop, lambda client=client: ready_events(client) & IN)
+            assert client.recv(100) == b"ping"
+
+    def listen(self, loop, stage):
+        log, streams = Log(), []
+
+        def factory():
+            streams.append(Spy(log, "stream", on_data=lambda stream: stream.write(b"ping")))
+            return streams[-1]
+
+        return stage.listen(loop, factory), streams, log
+
+    def test_reset_while_it_waits(self, loop, stage):
+        """23. Of five in the queue the second and the third were reset: Linux has them accepted and then broken
+        (POSIX's ECONNABORTED is other kernels' answer). The other three are served, in the same turn."""
+        reported = []
+        loop.set_exception_handler(lambda *failure: reported.append(failure))
+        listener, streams, log = self.listen(loop, stage)
+        clients = stage.connect_many(listener, 5)
+        for client in clients[1:3]:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            client.close()
+        loop.turn(0)
+        assert len(streams) == 5
+        settle(loop)
+        assert [stream.is_closing for stream in streams] == [False, True, True, False, False]
+        assert [type(error) for _, what, error in log if what == "on_close"] == [ConnectionResetError] * 2
+        self.served(loop, stage, listener, [clients[0], *clients[3:]], streams)
+        assert reported == []
+
+    @pytest.mark.debug_build
+    @pytest.mark.parametrize("error", ["ECONNABORTED", "EPROTO", "EPERM", "ENETDOWN", "ENOPROTOOPT", "EHOSTDOWN",
+                                       "ENONET", "EHOSTUNREACH", "EOPNOTSUPP", "ENETUNREACH", "ETIMEDOUT"])
+    def test_the_drain_goes_on(self, loop, stage, error):
+        """23. Of five accepts in one turn the second and third fail, each with one that had died in the queue."""
+        from epollkit import _operations
+        reported, asked = [], []
+        loop.set_exception_handler(lambda *failure: reported.append(failure))
+        listener, streams, _ = self.listen(loop, stage)
+        clients = stage.connect_many(listener, 5)
+
+        def accept(fd):
+            asked.append(fd)
+            if len(asked) not in (2, 3):
+                return None
+            with socket.socket(fileno=os.dup(fd)) as copy:
+                copy.accept()[0].close()        # it leaves the queue
+            return -getattr(errno, error)
+
+        with _operations.replaced(accept=accept):
+            loop.turn(0)
+        assert len(asked) == 5
+        assert len(streams) == 3
+        assert (listener.pauses, reported) == (0, [])
+        self.served(loop, stage, listener, [clients[0], *clients[3:]], streams)
+
+
 class TestExclusive:
     """24. EPOLLEXCLUSIVE: ADD only; MOD and RDHUP are refused with a clear error."""
 
@@ -534,6 +657,57 @@ class TestExclusive:
                 other.turn(0)
             assert len(log) == 1
             assert client.getpeername() == first.address
+
+
+class TestASignalStorm:
+    """25. A signal a millisecond (ITIMER_REAL) while timers of 0.3 ms run: none is early, and every turn has a reason.
+    In a process of its own, for the interval timer is the test runner's."""
+
+    @pytest.mark.parametrize("kind", ["plain", "of the loop"])
+    def test_timers(self, kind):
+        """25. Each timer arms the next, 300 times; a turn waits for it, is ended early by a signal, and may be spent on
+        the call that a signal posted: more turns than that would be a spin."""
+        out = in_child("""
+import signal, sys, epollkit
+signals, early, left = [], [], [300]
+def fire(due):
+    early.append(loop.time() < due)
+    left[0] -= 1
+    if left[0]: arm()
+def arm():
+    loop.call_later(0.0003, fire, loop.time() + 0.0003)
+with epollkit.Loop() as loop:
+    if sys.argv[1] == "plain": signal.signal(signal.SIGALRM, lambda *_: signals.append(1))
+    else: loop.add_signal_handler(signal.SIGALRM, signals.append, 1)
+    arm()
+    signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+    turns = 0
+    while left[0]:
+        loop.turn(5)
+        turns += 1
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    loop.turn(0)
+    print(turns, len(early), sum(early), len(signals), loop.stats().batches)
+""", kind)
+        turns, fired, early, signals, batches = map(int, out.split())
+        assert (fired, early) == (300, 0)
+        assert signals > 10, "no storm: this proves nothing"
+        assert turns <= 2 * fired + 3 * signals + 5
+        assert batches <= signals
+
+    @pytest.mark.debug_build
+    @pytest.mark.parametrize("delay", [0.0003, 0.0000001, 0.0010001])
+    def test_a_wait_is_as_long_as_the_timer(self, delay):
+        """25. 0.3 ms rounds up: with a clock that passes only while the loop waits, one wait is enough for it."""
+        from epollkit import _operations
+        with _operations.fake_clock(), epollkit.Loop() as loop:
+            fired = []
+            due = loop.time() + delay
+            loop.call_later(delay, lambda: fired.append(loop.time()))
+            before = _operations.calls()["epoll_wait"]
+            assert turn_until(loop, lambda: fired) == 2
+            assert _operations.calls()["epoll_wait"] - before == 2
+            assert fired[0] >= due - 1e-9
 
 
 class TestInternalTags:

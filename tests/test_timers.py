@@ -185,6 +185,68 @@ class TestCancelAndReset:
         assert log.names == ["timer"]
 
 
+class TestAMillion:
+    COUNT = 1_000_000
+    BUDGET = 4096           # TIMER_BUDGET
+
+    def test_timers_of_one_loop(self, loop):
+        """Armed in no order, all different; a third is cancelled, a third moved, half of that forward and half back.
+        The rest fires in order, a budget's worth per turn, and nothing is left."""
+        fired = []
+        past = loop.time() - 1000
+        kept, moved = [], []
+        for number in range(self.COUNT):
+            offset = number * 611_953 % self.COUNT          # a permutation: the two have no common divisor
+            kind = number % 3
+            ahead = 7200 if kind == 2 and offset % 2 else 0
+            timer = loop.call_at(past + ahead + offset * 1e-6, fired.append, offset)
+            if kind == 0:
+                kept.append(offset)
+            elif kind == 1:
+                timer.cancel()
+            else:
+                moved.append((timer, offset))
+        assert loop.stats().timers == len(kept) + len(moved)
+        for timer, _ in moved:
+            timer.reset(0)                                  # due now: after all of those of the past
+        if epollkit.build_info()["build"] == "debug":
+            from epollkit import _debug
+            assert _debug.check_timers(loop)
+        due = len(kept) + len(moved)
+        assert loop.stats().timers == due
+        for turn in range(1, -(-due // self.BUDGET) + 1):
+            assert loop.turn(0) == min(self.BUDGET, due - (turn - 1) * self.BUDGET)
+        assert fired == sorted(kept) + [offset for _, offset in moved]
+        assert loop.turn(0) == 0
+        assert loop.stats().timers == 0
+        assert not any(timer.active for timer, _ in moved)
+
+    @pytest.mark.debug_build
+    def test_deadlines_that_move_forward(self, loop, stage):
+        """A deadline put off costs no work in the heap: 1000 of them, each a thousand times, and not one entry has
+        moved. Only bringing one forward moves it."""
+        from epollkit import _debug
+        tokens = [stage.watch(loop, stage.event(), IN, int) for _ in range(1000)]
+        first = tokens[0].index
+        assert [token.index for token in tokens] == list(range(first, first + 1000))
+        hour = int(loop.time() * 1e9) + 3600 * 10**9
+        _debug.defer_deadlines(loop, first, 1000, hour, 1, 1000)
+        before = _debug.queued_deadlines(loop)
+        assert sorted(before) == [(first + i, hour + i, hour + i) for i in range(1000)]
+
+        _debug.defer_deadlines(loop, first, 1000, hour + 1000, 1, self.COUNT)
+        after = _debug.queued_deadlines(loop)
+        assert [entry[:2] for entry in after] == [entry[:2] for entry in before]
+        assert {due for _, _, due in after} == set(range(hour + self.COUNT, hour + self.COUNT + 1000))
+
+        _debug.defer_deadlines(loop, first + 999, 1, hour - 1, 0, 1)
+        assert _debug.queued_deadlines(loop)[0] == (first + 999, hour - 1, hour - 1)
+        assert len(_debug.queued_deadlines(loop)) == 1000
+        assert _debug.check_timers(loop)
+        _debug.defer_deadlines(loop, first, 1000, 0, 0, 1000)
+        assert {due for _, _, due in _debug.queued_deadlines(loop)} == {0}
+
+
 TIMERS = 12
 operations = st.lists(
     st.one_of(
