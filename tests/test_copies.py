@@ -72,6 +72,8 @@ def report_orphans(loop, client, copy, count: int) -> None:
 
 
 class TestDup:
+    """6. A copy in this process keeps a closed connection's entry in the epoll set."""
+
     def test_an_event_of_a_closed_connection_reaches_nobody_and_does_not_spin(self, loop, stage):
         client, copy = orphaned(loop, stage)
         send(client, copy)
@@ -167,6 +169,8 @@ class TestDup:
 
 
 class TestFork:
+    """6. Copies in a child."""
+
     def test_the_loop_of_the_parent_is_refused_in_the_child(self, loop, stage):
         stream = Spy(Log(), "stream")
         stage.stream(loop, stream)

@@ -28,8 +28,8 @@ def test_on_close_does_not_wait_for_an_event(loop, stage):
 
 
 def test_the_end_of_a_pipeline_is_seen_after_the_reader_was_paused():
-    """A client sends a thousand requests and its FIN, reads nothing for a while, then everything: it gets every answer,
-    and the end. The FIN came while the server was not reading; nobody tells it twice."""
+    """21. A client sends a thousand requests and its FIN, reads nothing for a while, then everything: it gets every
+    answer, and the end. The FIN came while the server was not reading; nobody tells it twice."""
     with epollkit.Loop() as loop, Bench(loop) as bench:
         client = bench.connect(bench.serve(lambda request: Response(b"x" * 60_000)))
         client.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 200)

@@ -257,7 +257,7 @@ def data_segments_received(sock):
 
 @pytest.mark.parametrize("count", [1, 5, 100])
 def test_a_pipeline_then_half_close_is_answered_whole_and_then_closed(bench, app, count):
-    """Requests and FIN are there when the loop looks first."""
+    """12. Requests and FIN are there when the loop looks first."""
     listener = bench.serve(app)
     client = bench.connect(listener)
     client.offer(b"".join(get(b"/%d" % i) for i in range(count)))
@@ -308,7 +308,8 @@ def test_a_pipeline_that_is_not_read_is_not_executed(bench, app):
 
 
 def test_a_pipeline_and_its_end_that_wait_for_a_slow_reader_are_all_answered(bench, app):
-    """Requests, FIN, and a client that reads only later: what is whole is answered, though the end was long known."""
+    """12. Requests, FIN, and a client that reads only later: what is whole is answered, though the end has long been
+    known."""
     def bulky(request):
         app(request)
         return Response(request.target.encode() + b" " * 50_000)
@@ -326,6 +327,7 @@ def test_a_pipeline_and_its_end_that_wait_for_a_slow_reader_are_all_answered(ben
 
 
 def test_a_pipeline_whose_reader_vanishes_is_not_executed_any_further(bench, app):
+    """21. Reading is paused while answers are stuck; the RST is noticed all the same."""
     def bulky(request):
         app(request)
         return Response(b" " * 50_000)

@@ -174,7 +174,7 @@ def test_one_that_closes_itself_in_the_middle_of_a_batch(loop, connect):
 
 
 def test_an_exception_ends_its_connection_and_is_reported_once(loop, connect):
-    """[A, B, C]; B raises."""
+    """22. [A, B, C]; B raises."""
     reported = []
     loop.set_exception_handler(lambda error, source: reported.append((type(error), str(error), source)))
     three = connect(3)

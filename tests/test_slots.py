@@ -59,7 +59,7 @@ numbers = st.sampled_from(NUMBERS)
 
 
 class SlotMachine(RuleBasedStateMachine):
-    """Files come and go behind five fd numbers, whether or not they are registered; copies keep some of them alive.
+    """28. Files come and go behind five fd numbers, whether or not they are registered; copies keep some of them alive.
 
     The model knows the kernel's side too: the epoll set holds pairs (file, number), each with the tag it was added
     under, and a pair stays until it is deleted or the file's last descriptor is closed. """
@@ -288,8 +288,8 @@ scripts = st.lists(st.lists(action, max_size=4), min_size=WATCHED, max_size=WATC
 @settings(max_examples=300)
 @given(instance_bits=st.sampled_from([1, 2, 3, 32]), scripts=scripts)
 def test_who_is_called_in_a_batch(instance_bits, scripts):
-    """Five are ready in a known order. Each handler, when it is called, unregisters or replaces others (or itself) by
-    its script. The model says who is called, wrongly or rightly, and how each stale event is counted."""
+    """28. Five are ready in a known order. Each handler, when it is called, unregisters or replaces others (or itself)
+    by its script. The model says who is called, wrongly or rightly, and how each stale event is counted."""
     model, log = SlotModel(), []
     with Stage() as stage, epollkit.Loop(instance_bits=instance_bits) as loop:
         events = stage.events(WATCHED)

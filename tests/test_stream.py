@@ -153,7 +153,7 @@ def test_after_half_close_this_side_may_go_on_writing(bench, address):
 
 
 def test_half_close_behind_a_megabyte_comes_after_the_last_byte(bench, address):
-    """More than one turn's read budget, then FIN: the stream that stopped on budget still delivers the rest first."""
+    """10. More than one turn's read budget, then FIN: who stopped on budget still delivers the rest first."""
     stream, client = open_pair(bench, address=address, send_buffer=1 << 21, server_receive=1 << 21)
     client.send(MEGABYTE)
     client.end()
@@ -163,6 +163,7 @@ def test_half_close_behind_a_megabyte_comes_after_the_last_byte(bench, address):
 
 
 def test_data_then_reset_is_the_data_then_the_reset_and_never_an_end(bench):
+    """11. What came before the RST is delivered; then the error, once."""
     stream, client = open_pair(bench)
     client.offer(b"data")
     client.reset()
@@ -187,7 +188,7 @@ def test_data_then_reset_on_a_unix_socket(bench, tmp_path):
 
 
 def test_more_data_than_a_read_then_reset(bench):
-    """What had arrived before the RST is delivered whole, though one recv does not hold it."""
+    """11. What had arrived before the RST is delivered whole, though one recv does not hold it."""
     stream, client = open_pair(bench, server_receive=1 << 21)
     sent = client.offer(MEGABYTE[:300_000])
     client.arrived()
@@ -298,8 +299,8 @@ def test_reset_before_the_loop_accepts(bench):
 
 
 def test_urgent_data_does_not_strand_the_bytes_behind_it(bench):
-    """`abc`, one out-of-band byte, `GET /second`, all there before the loop looks: recv stops short at the mark, and no
-    further arrival comes to the rescue."""
+    """29. `abc`, one out-of-band byte, `GET /second`, all there before the loop looks: recv stops short at the mark,
+    and no further arrival comes to the rescue."""
     stream, client = open_pair(bench)
     client.offer(b"abc")
     client.socket.send(b"!", socket.MSG_OOB)
@@ -318,7 +319,7 @@ def test_urgent_data_does_not_strand_the_bytes_behind_it(bench):
 
 
 def test_a_descriptor_passed_in_the_middle_does_not_strand_the_bytes_behind_it(bench, tmp_path):
-    """recv on a unix socket stops short before a passed descriptor; the descriptor itself is closed."""
+    """30. recv on a unix socket stops short before a passed descriptor; the descriptor itself is closed."""
     stream, client = open_pair(bench, address=str(tmp_path / "socket"))
     reader, writer = os.pipe()
     try:
@@ -341,7 +342,7 @@ def test_a_descriptor_passed_in_the_middle_does_not_strand_the_bytes_behind_it(b
 
 
 def test_an_endless_sender_gets_one_read_budget_per_turn_and_others_are_served_in_every_turn(bench):
-    """The firehose's socket is filled again between any two turns. Counted, not timed."""
+    """20. The firehose's socket is filled again between any two turns. Counted, not timed."""
     listener = bench.listen(factory := Factory())
     set_buffers(listener.fileno(), receive=1 << 22)
     hose = bench.connect(listener, send_buffer=1 << 22)

@@ -177,6 +177,23 @@ def test_every_example_is_run_by_a_test():
         assert f'"examples" / "{name}"' in tests, f"nothing runs examples/{name}"
 
 
+def test_every_scenario_has_its_tests_or_says_why_not():
+    """docs/scenarios.md: 1 to 32; each test that it names exists, and its docstring begins with the number."""
+    rows = re.findall(r"^\| (\d+) \| .* \| (.*) \|$", (ROOT / "docs" / "scenarios.md").read_text(), re.MULTILINE)
+    assert [int(number) for number, _ in rows] == list(range(1, 33))
+    for number, tests in rows:
+        named = re.findall(r"`(test_\w+\.py)::(\w+)`", tests)
+        assert named or tests.startswith("later: "), f"scenario {number} has no test"
+        assert tests.count("`") == 2 * len(named)
+        for file, name in named:
+            found = [node for node in ast.walk(ast.parse((ROOT / "tests" / file).read_text()))
+                     if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name == name]
+            assert found, f"{file} has no {name}"
+            docstrings = [ast.get_docstring(found[0]) or "", *(
+                ast.get_docstring(node) or "" for node in found[0].body if isinstance(node, ast.FunctionDef))]
+            assert any(text.startswith(f"{number}. ") for text in docstrings), f"{file}::{name} is not of {number}"
+
+
 def test_tests_do_not_sleep():
     for path in sorted((ROOT / "tests").rglob("*.py")):
         code = re.sub(r'"[^"\n]*"|#[^\n]*', "", path.read_text())
