@@ -173,13 +173,15 @@ cdef class Loop:
         if self.epoll_fd < 0:
             raise os_error(-self.epoll_fd, "epoll_create1")
         self.closed = False
-        self.wake_fd = _sys.ek_eventfd()
-        if self.wake_fd < 0:
-            code = -self.wake_fd
+        try:
+            self.wake_fd = _sys.ek_eventfd()
+            if self.wake_fd < 0:
+                raise os_error(-self.wake_fd, "eventfd")
+            self.watch(self.attach(Wakeup.__new__(Wakeup), self.wake_fd, SLOT_INTERNAL | SLOT_UNLIMITED | SLOT_OWNS_FD),
+                       _sys.EPOLLIN | _sys.EPOLLET)
+        except BaseException:
             self.drop_everything()
-            raise os_error(code, "eventfd")
-        self.watch(self.attach(Wakeup.__new__(Wakeup), self.wake_fd, SLOT_INTERNAL | SLOT_UNLIMITED | SLOT_OWNS_FD),
-                   _sys.EPOLLIN | _sys.EPOLLET)
+            raise
 
     def __del__(self):
         if not self.closed:

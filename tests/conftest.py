@@ -63,7 +63,10 @@ def nothing_left(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixtur
     caplog.get_records("call").clear()  # ... and tracebacks
     if alive() != counted:
         gc.collect()
-    assert alive() == counted, "made, and not freed"
+    now = alive()
+    made = {kind: number - counted[kind] for kind, number in now.items() if number > counted[kind]}
+    assert not made, f"made, and not freed: {made}"
+    assert min(now.values(), default=0) >= 0, f"freed twice: {now}"
     after = open_fds()
     if after != before:
         gc.collect()        # what only a cycle keeps open is garbage, and warns as it goes

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
-from batches import Log, Spy, ready_events, send, settle, wait_ready
+from batches import Log, Spy, orphaned, ready_events, report_orphans, send, settle, wait_ready
 
 import epollkit
 from epollkit import IN, ONESHOT, OUT
@@ -50,25 +50,6 @@ def child(*, with_hooks: bool, body: Callable[[], int] = lambda: 0) -> Iterator[
         yield end
     finally:
         end()
-
-
-def orphaned(loop, stage):
-    """A connection that the loop has closed, while a copy of its fd keeps the description open; and its client."""
-    stream = Spy(Log(), "orphan")
-    client = stage.stream(loop, stream)
-    copy = os.dup(stream.fileno())
-    stage.callback(os.close, copy)
-    stream.close()
-    settle(loop)
-    return client, copy
-
-
-def report_orphans(loop, client, copy, count: int) -> None:
-    for _ in range(count):
-        client.send(b"x")
-        wait_ready(copy)
-        assert loop.turn(0) == 0, "somebody was called for a connection that is gone"
-        os.read(copy, 10)
 
 
 class TestDup:

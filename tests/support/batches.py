@@ -274,6 +274,26 @@ class Stage(contextlib.ExitStack):
         os.close(fd)
 
 
+def orphaned(loop: epollkit.Loop, stage: Stage) -> tuple[socket.socket, int]:
+    """A connection that the loop has closed, while a copy of its fd keeps the description open; and its client."""
+    stream = Spy(Log(), "orphan")
+    client = stage.stream(loop, stream)
+    copy = os.dup(stream.fileno())
+    stage.callback(os.close, copy)
+    stream.close()
+    settle(loop)
+    return client, copy
+
+
+def report_orphans(loop: epollkit.Loop, client: socket.socket, copy: int, count: int) -> None:
+    """That many events of it, each in a turn of its own."""
+    for _ in range(count):
+        client.send(b"x")
+        wait_ready(copy)
+        assert loop.turn(0) == 0, "somebody was called for a connection that is gone"
+        os.read(copy, 10)
+
+
 def in_thread(function: Callable[[], Any]) -> Any:
     """What a function returns, or raises, in another thread."""
     outcome: list[Any] = []
