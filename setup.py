@@ -52,6 +52,7 @@ setup(
         extensions,
         build_dir=f"{BUILD}/cython",     # no two builds share an object file
         compiler_directives=DIRECTIVES,
+        emit_linenums=DEBUG,                    # a broken invariant, and a debugger, name the line of the .pyx
     ),
     options={
         "build": {"build_base": BUILD},

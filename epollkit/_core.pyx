@@ -327,6 +327,7 @@ cdef class Loop:
         gone. Closing the last descriptor takes the entry out of the set, which saves a call: EPOLL_CTL_DEL is for fds
         that stay open, and for when a forked child may hold a copy, which would also hide our FIN from the peer.
         """
+        EK_ASSERT(slot.endpoint != NULL)
         cdef Endpoint endpoint = <Endpoint>slot.endpoint
         cdef uint16_t flags = slot.flags
         cdef int fd = slot.fd

@@ -59,7 +59,7 @@ def nothing_left(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixtur
     """No descriptor, no thread, and nothing that the debug build counts outlives a test."""
     before, threads, counted = open_fds(), threading.active_count(), alive()
     yield
-    request.node.funcargs.clear()       # the other fixtures are over, but pytest would keep what they made, ...
+    (request.node.funcargs or {}).clear()   # the other fixtures are over, but pytest would keep what they made, ...
     caplog.get_records("call").clear()  # ... and tracebacks
     if alive() != counted:
         gc.collect()

@@ -1212,3 +1212,18 @@ def test_a_dropped_stream_is_freed(bench):
     factory.made.clear()
     gc.collect()
     assert not any(type(found) is Own for found in gc.get_objects())
+
+
+def test_what_a_stream_wrote_before_it_ended_itself_reaches_nobody_else(bench):
+    class Secretive(Recorder):
+        def on_data(self, data):
+            self.write(b"secret")
+            self.abort()
+
+    _, first = open_pair(bench, Factory(Secretive))
+    _, second = open_pair(bench, Factory(Echo))
+    first.send(b"x")
+    second.send(b"hello")
+    assert second.take(5) == b"hello"
+    assert isinstance(first.broke(), ConnectionResetError)
+    assert first.received == b""
