@@ -604,6 +604,7 @@ cdef class HttpConnection(Stream):
     cdef int answer(self, Request request) except -1:
         """Call the application and send what it returns. Whatever it does, this request gets one answer or none."""
         cdef object app = self.settings.app
+        _sys.EK_ASSERT(self.slot != NULL)
         cdef PyObject *result = PyObject_CallOneArg(<PyObject *>app, <PyObject *>request)
         cdef Response response
         if Py_REFCNT(request) > 1:              # somebody keeps it; also a traceback, if the application raised
