@@ -8,6 +8,7 @@ import socket
 import statistics
 import subprocess
 import sys
+import sysconfig
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -658,8 +659,8 @@ def test_sources_are_copied_without_what_was_built(tmp_path: Path):
     (["-DEPOLLKIT_DEBUG=0"], True), (["-DEPOLLKIT_DEBUG=1"], True),
     (["-DEPOLLKIT_DEBUG=0", stale.UNCHECKED], True), (["-DEPOLLKIT_DEBUG=1", stale.UNCHECKED], False)])
 def test_the_debug_build_can_not_go_without_its_check(peer: Callable[[str], str], flags: list[str], compiles: bool):
-    done = subprocess.run([peer("cc"), "-fsyntax-only", "-xc", *flags, str(ROOT / "epollkit" / "_sys.h")],
-                          capture_output=True, text=True, check=False)
+    done = subprocess.run([peer("cc"), "-fsyntax-only", "-xc", f"-I{sysconfig.get_path('include')}", *flags,
+                           str(ROOT / "epollkit" / "_sys.h")], capture_output=True, text=True, check=False)
     assert (done.returncode == 0) == compiles, done.stderr
     assert compiles or "has no place in the debug build" in done.stderr
 
