@@ -183,7 +183,7 @@ cdef class Settings:
         return connection
 
 
-@cython.no_gc               # what it refers to refers back to it only while its connection is open: see HttpConnection.visit
+@cython.no_gc               # its connection refers back to it while it is open only: see HttpConnection.visit
 @cython.freelist(16)
 cdef class Request:
     """One request, whole.

@@ -6,9 +6,6 @@ from epollkit import _core, _raw
 from epollkit._calls import Timer
 
 @disjoint_base
-class Output: ...
-
-@disjoint_base
 class Loop(_raw.Loop): ...
 
 @disjoint_base

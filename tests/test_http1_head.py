@@ -425,6 +425,32 @@ def test_field_count_limit(room):
     assert refused(get(*fields)[:-2] + b" ", fields=room).status == 400
 
 
+@pytest.mark.parametrize("room", [12, 33, 8190])
+def test_field_line_limit_of_a_plain_host(room):
+    """It is read in one go, and by the same limits."""
+    host = b"Host: " + b"a" * (room - 9) + b":80"
+    head = b"GET / HTTP/1.1\r\n" + host + b"\r\n\r\n"
+    assert accepted(head, field_bytes=room).headers == [(b"host", host[6:])]
+    assert refused(head, field_bytes=room - 1).status == 431
+    assert refused(head[:-5], field_bytes=room - 1).status == 431
+
+
+@pytest.mark.parametrize("before", [1, 5, 100])
+def test_field_count_limit_at_a_plain_host(before):
+    head = b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * before + b"Host: example.org:8000\r\n\r\n"
+    assert refused(head, fields=before).status == 431
+    if before < 100:
+        assert len(accepted(head, fields=before + 1).headers) == before + 1
+
+
+@pytest.mark.parametrize("port, right", [(b"", True), (b"0", True), (b"59999", True), (b"60000", True),
+                                         (b"65535", True), (b"065535", True), (b"65536", False), (b"99999", False),
+                                         (b"8o", False), (b"80 80", False)])
+def test_port_of_a_host(port, right):
+    head = b"GET / HTTP/1.1\r\nHost: a:" + port + b"\r\n\r\n"
+    assert accepted(head) if right else refused(head).status == 400
+
+
 @pytest.mark.parametrize("spare", [-1, 0, 1])
 def test_head_limit(spare):
     """65535 bytes, blank line included; the answer comes with the last byte that may be one."""
