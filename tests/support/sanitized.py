@@ -1,7 +1,8 @@
 """pytest with the sanitizers' libraries loaded first: `python sanitized.py <directory for reports> <pytest arguments>`.
 
-The interpreter is an ordinary one, so what instrumented modules call has to be there before it. Reports go to files:
-pytest would take a dying process's last words with it, and a report from a child whose end nobody looks at counts too.
+The interpreter is an ordinary one, so what instrumented modules call has to be there before it. The address sanitizer
+reports to files, so one from a child whose end nobody looks at counts too. The other can't: its setter of that path is
+hidden by the first library's. It writes to standard error, which pytest must not keep from a process that dies.
 """
 from __future__ import annotations
 
@@ -40,10 +41,9 @@ def main() -> int:
     without_preload(directory / "bin")
     environment["PATH"] = f"{directory / 'bin'}:{os.environ['PATH']}"
     environment["LD_PRELOAD"] = " ".join(library(name) for name in ("libasan.so", "libubsan.so"))
-    for name in ("ASAN_OPTIONS", "UBSAN_OPTIONS"):
-        environment[name] = f"{environment.get(name, '')}:log_path={directory}/report".lstrip(":")
+    environment["ASAN_OPTIONS"] += f":log_path={directory}/report"
     pytest = Path(sys.executable).with_name("pytest")      # -m pytest would put the source tree before the wheel
-    status = subprocess.run([pytest, *sys.argv[2:]], env=environment, check=False).returncode
+    status = subprocess.run([pytest, "--capture=sys", *sys.argv[2:]], env=environment, check=False).returncode
     reports = sorted(directory.glob("report.*"))
     for report in reports:
         print(f"\n{report.name}\n{report.read_text(errors='replace')}", file=sys.stderr)
