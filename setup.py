@@ -52,7 +52,8 @@ setup(
         extensions,
         build_dir=f"{BUILD}/cython",     # no two builds share an object file
         compiler_directives=DIRECTIVES,
-        emit_linenums=DEBUG,                    # a broken invariant, and a debugger, name the line of the .pyx
+        # gdb and sanitizers speak of our lines; gcov must not (tests/support/line_coverage.py).
+        emit_linenums=DEBUG and "--coverage" not in FLAGS,
     ),
     options={
         "build": {"build_base": BUILD},
