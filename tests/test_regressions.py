@@ -12,38 +12,13 @@ import select
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import pytest
-from batches import Log, Spy, in_child, settle
+from batches import Log, Spy, finalizer_at_next_allocation, in_child, settle
 
 import epollkit
 from epollkit import IN, Stream
 from epollkit.http import Response, listen, serve
-
-
-@contextmanager
-def finalizer_at_next_allocation(function: Callable[[], object], nth: int = 1) -> Iterator[None]:
-    """Garbage whose finalizer runs that function when the collector next comes, which is at the nth allocation."""
-    class Garbage:
-        def __init__(self) -> None:
-            self.me = self
-
-        def __del__(self) -> None:
-            function()
-
-    before = gc.get_threshold()
-    gc.collect()
-    gc.disable()
-    Garbage()
-    gc.set_threshold(nth)
-    gc.enable()
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
-        gc.collect()
 
 
 @pytest.mark.parametrize("call", [lambda stream: stream.call_later(5, print), lambda stream: stream.call_soon(print),

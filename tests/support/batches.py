@@ -11,6 +11,7 @@ says so, and then makes one `turn(0)`: that is the batch.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import select
 import signal
@@ -329,3 +330,26 @@ def kept_signal_handler(signum: int, handler: Any) -> Iterator[None]:
         yield
     finally:
         signal.signal(signum, before)
+
+
+@contextlib.contextmanager
+def finalizer_at_next_allocation(function: Callable[[], object], nth: int = 1) -> Iterator[None]:
+    """Garbage whose finalizer runs that function when the collector next comes, which is at the nth allocation."""
+    class Garbage:
+        def __init__(self) -> None:
+            self.me = self
+
+        def __del__(self) -> None:
+            function()
+
+    before = gc.get_threshold()
+    gc.collect()
+    gc.disable()
+    Garbage()
+    gc.set_threshold(nth)
+    gc.enable()
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+        gc.collect()
