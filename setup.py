@@ -12,6 +12,7 @@ from setuptools import Extension, setup
 DEBUG = os.environ.get("EPOLLKIT_DEBUG", "0") not in ("", "0")
 FLAVOUR = "debug" if DEBUG else "release"
 FLAGS = os.environ.get("CFLAGS", "")        # setuptools passes them on; objects of other flags are other objects
+COVERAGE = "--coverage" in FLAGS            # gcov counts lines of Cython's C (tests/support/line_coverage.py)
 BUILD = f"build/{FLAVOUR}" + (f"-{zlib.crc32(FLAGS.encode()):08x}" if FLAGS else "")
 
 MODULES = ["_tokens", "_calls", "_core", "_schedule", "_room", "_raw", "_listener", "_stream",
@@ -33,7 +34,7 @@ DIRECTIVES = {
 
 COMPILE = ["-std=gnu11", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-unused-function",
            "-Wno-missing-field-initializers", "-Wno-cast-function-type", "-Wno-sign-compare"]
-COMPILE += ["-O1", "-g"] if DEBUG else ["-O3", "-g0"]
+COMPILE += ["-O0" if COVERAGE else "-O1", "-g"] if DEBUG else ["-O3", "-g0"]
 
 extensions = [
     Extension(
@@ -52,8 +53,7 @@ setup(
         extensions,
         build_dir=f"{BUILD}/cython",     # no two builds share an object file
         compiler_directives=DIRECTIVES,
-        # gdb and sanitizers speak of our lines; gcov must not (tests/support/line_coverage.py).
-        emit_linenums=DEBUG and "--coverage" not in FLAGS,
+        emit_linenums=DEBUG and not COVERAGE,       # gdb and the sanitizers speak of our lines
     ),
     options={
         "build": {"build_base": BUILD},

@@ -8,6 +8,7 @@ import gc
 import os
 import re
 import resource
+import socket
 from collections.abc import Callable
 
 import pytest
@@ -262,7 +263,7 @@ def attempt(function, least=1 << 10):
         resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
         hoard.clear()
 
-print(attempt(epollkit.Loop))
+print(attempt(epollkit.Loop, 1 << 14))
 print(attempt(lambda: epollkit._core.Loop(batch=65536), 1 << 16))
 print(attempt(lambda: epollkit._core.Loop(max_connections=16_000_000, batch=1), 1 << 16))
 with epollkit.Loop() as loop:
@@ -417,7 +418,10 @@ def test_a_queue_of_large_pieces_that_is_never_empty(loop, stage):
     stream = Stream()
     client = stage.stream(loop, stream)
     client.setblocking(False)
-    pieces = [bytes([number]) * 400_000 for number in range(40)]
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 14)
+    with socket.socket(fileno=os.dup(stream.fileno())) as same:
+        same.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 14)
+    pieces = [bytes([number]) * 400_000 for number in range(40)]    # each more than the kernel takes
     received = bytearray()
 
     def read_until(size):
@@ -430,7 +434,7 @@ def test_a_queue_of_large_pieces_that_is_never_empty(loop, stage):
 
     for number, piece in enumerate(pieces):
         stream.write(piece)
-        read_until((number - 12) * len(piece))
+        read_until(number * len(piece))
     read_until(len(pieces) * len(pieces[0]))
     assert received == b"".join(pieces)
     stream.close()

@@ -17,7 +17,7 @@ from collections import defaultdict
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-MARK = re.compile(r'\s*/\* "(epollkit/\w+\.p(?:yx|xd))":(\d+)$')
+MARK = re.compile(r'\s*/\* "(?:epollkit/)?(\w+\.p(?:yx|xd))":(\d+)$')
 # What belongs to no line any more: the end of a function, what it is followed by.
 END = re.compile(r'\s*/\* (?:function exit code|"\(tree fragment\)":\d+)|/\*|static |#|\}')
 
@@ -39,7 +39,7 @@ def translate(text: str, lines: dict[int, int], sources: Counts) -> None:
     waiting: tuple[str, int] | None = None
     for number, line in enumerate(text.splitlines(), 1):
         if mark := MARK.match(line):
-            waiting = mark[1], int(mark[2])
+            waiting = f"epollkit/{mark[1]}", int(mark[2])
         elif END.match(line):
             waiting = None
         elif waiting and number in lines:
