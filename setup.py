@@ -53,7 +53,7 @@ setup(
         extensions,
         build_dir=f"{BUILD}/cython",     # no two builds share an object file
         compiler_directives=DIRECTIVES,
-        emit_linenums=DEBUG and not COVERAGE,       # gdb and the sanitizers speak of our lines
+        emit_linenums=DEBUG and not COVERAGE,   # a broken invariant, and a debugger, name the line of the .pyx
     ),
     options={
         "build": {"build_base": BUILD},
