@@ -28,6 +28,7 @@
     X(int, close, (int fd), (fd), (fd))                                                                                \
     X(int, reset_on_close, (int fd), (fd), (fd))                                                                       \
     X(int, take_error, (int fd), (fd), (fd))                                                                           \
+    X(int, has_input, (int fd), (fd), (fd))                                                                            \
     X(int, holds_bytes, (int fd), (fd), (fd))                                                                          \
     X(int, is_listening, (int fd), (fd), (fd))                                                                         \
     X(int, socket_name, (int fd, int peer, struct sockaddr_storage *address), (fd, peer, address), (fd, peer))         \

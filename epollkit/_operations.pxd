@@ -19,6 +19,7 @@ cdef extern from "_sys.h" nogil:
         int (*close)(int fd) noexcept nogil
         int (*reset_on_close)(int fd) noexcept nogil
         int (*take_error)(int fd) noexcept nogil
+        int (*has_input)(int fd) noexcept nogil
         int (*holds_bytes)(int fd) noexcept nogil
         int (*is_listening)(int fd) noexcept nogil
         int (*socket_name)(int fd, int peer, sockaddr_storage *address) noexcept nogil

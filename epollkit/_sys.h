@@ -211,7 +211,7 @@ static inline int EK_REAL(take_error)(int fd)
 }
 
 /* Whether something was received that nobody has read; a FIN is not something. */
-static inline int ek_has_input(int fd)
+static inline int EK_REAL(has_input)(int fd)
 {
     int unread = 0;
     return ioctl(fd, SIOCINQ, &unread) == 0 && unread > 0;
@@ -222,8 +222,8 @@ static inline int ek_has_input(int fd)
  * SIOCOUTQNSD). What a unix socket was given is in the peer's hands already. */
 static inline int EK_REAL(holds_bytes)(int fd)
 {
-    int unread = 0, unsent = 0;
-    return (ioctl(fd, SIOCINQ, &unread) == 0 && unread > 0) || (ioctl(fd, SIOCOUTQNSD, &unsent) == 0 && unsent > 0);
+    int unsent = 0;
+    return EK_REAL(has_input)(fd) || (ioctl(fd, SIOCOUTQNSD, &unsent) == 0 && unsent > 0);
 }
 
 /* 1: a listening socket; 0: anything else that is open; or -EBADF. */
