@@ -384,9 +384,8 @@ cdef class Partial:
         _sys.EK_MADE(_sys.EK_PARTIAL)
 
 
-ctypedef object (*vectorcallfunc)(PyObject *, PyObject **, size_t, PyObject *)
-
 cdef extern from "Python.h":
+    ctypedef object (*vectorcallfunc)(PyObject *, PyObject *const *, size_t, PyObject *)
     ctypedef struct CallableType "PyTypeObject":
         vectorcallfunc tp_vectorcall
     size_t PyVectorcall_NARGS(size_t flags)
@@ -394,7 +393,7 @@ cdef extern from "Python.h":
 cdef vectorcallfunc call_response = (<CallableType *>Response).tp_vectorcall
 
 
-cdef object call_response_fast(PyObject *kind, PyObject **arguments, size_t flags, PyObject *names):
+cdef object call_response_fast(PyObject *kind, PyObject *const *arguments, size_t flags, PyObject *names):
     """`Response(body)`: most answers are made so, and for them Python's general way of calling a class is a third of
     the price. `__init__` is the truth about all others, and says what is wrong."""
     cdef Response response

@@ -240,9 +240,14 @@ class TestTheShortWayToAnAnswer:
     @pytest.mark.parametrize("arguments", [("text",), (None,), (bytearray(b"x"),), (b"x", 99), (b"x", True),
                                            (b"x", 200, 5), (b"x", 200, [(b"a",)]), (b"x", 200, (), 1)])
     def test_refuses_the_same(self, arguments):
-        with pytest.raises((UsageError, TypeError)) as refused:
+        class Same(Response):
+            pass
+
+        with pytest.raises((UsageError, TypeError)) as short:
             Response(*arguments)
-        assert str(refused.value)
+        with pytest.raises((UsageError, TypeError)) as long:
+            Same(*arguments)
+        assert (type(short.value), str(short.value)) == (type(long.value), str(long.value))
 
     def test_headers_are_kept_as_pairs(self):
         """What the application changes later is not what was checked."""
