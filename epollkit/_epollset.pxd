@@ -1,4 +1,5 @@
-"""Leaf: the kernel's epoll set, and which slots are in it: SLOT_WATCHED and `Slot.events` are kept here.
+"""Leaf: the kernel's epoll set, and which slots are in it: SLOT_WATCHED and `Slot.events` are kept here, and what is armed
+again is not SLOT_DISARMED any more.
 
 Everything returns 0 or -errno. An entry of the set belongs to an open file, not to a descriptor: what follows from that
 stands where it matters.
@@ -21,6 +22,7 @@ cdef inline int set_add(int epoll_fd, Slot *slot, uint32_t events) noexcept nogi
     if result < 0:
         return result
     slot.events = events
+    slot.flags &= ~<uint16_t>SLOT_DISARMED
     slot.flags |= SLOT_WATCHED | (SLOT_EXCLUSIVE if events & _sys.EPOLLEXCLUSIVE else 0)
     return 0
 
@@ -30,6 +32,7 @@ cdef inline int set_change(int epoll_fd, Slot *slot, uint32_t events) noexcept n
     cdef int result = _sys.ek_epoll_ctl(epoll_fd, _sys.EPOLL_CTL_MOD, slot.fd, events, slot_tag(slot))
     if result == 0:
         slot.events = events
+        slot.flags &= ~<uint16_t>SLOT_DISARMED
     return result
 
 

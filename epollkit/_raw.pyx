@@ -96,7 +96,6 @@ cdef class Loop(_room.Loop):
         slot = self.resolve(token)
         if mask & _sys.EPOLLEXCLUSIVE or slot.flags & SLOT_EXCLUSIVE:
             raise UsageError("EXCLUSIVE can't be modified, or added later (epoll_ctl(2)); unregister, register again")
-        slot.flags &= ~<uint16_t>SLOT_DISARMED
         self.rewatch(slot, mask | _sys.EPOLLRDHUP | (slot.events & _sys.EPOLLET))
 
     def unregister(self, Token token not None):
