@@ -1,5 +1,5 @@
-"""Leaf: the kernel's epoll set, and which slots are in it: SLOT_WATCHED and `Slot.events` are kept here, and what is armed
-again is not SLOT_DISARMED any more.
+"""Leaf: the kernel's epoll set, and which slots are in it: SLOT_WATCHED and `Slot.events` are kept here, and what is
+armed again is not SLOT_DISARMED any more.
 
 Everything returns 0 or -errno. An entry of the set belongs to an open file, not to a descriptor: what follows from that
 stands where it matters.

@@ -3,8 +3,8 @@ build with gcc's --coverage.
 
 gcov counts lines of the C that Cython wrote, in which a comment before each statement names the line it stands for. A
 line is covered if, in any module that has it (functions of a .pxd are compiled into several), the first counted line
-behind its comment was reached. (`emit_linenums` would have gcov count our lines itself, wrongly: what Cython adds at the
-end of a function gets the numbers of the lines that follow.)
+behind its comment was reached. (`emit_linenums` would have gcov count our lines itself, wrongly: what Cython adds at
+the end of a function gets the numbers of the lines that follow.)
 """
 from __future__ import annotations
 
