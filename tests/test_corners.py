@@ -242,6 +242,7 @@ def test_whoever_walks_the_slots_may_stop_early(loop, stage):
 # -- memory ------------------------------------------------------------------------------------------------------------
 
 NO_MEMORY = """
+import encodings.idna        # getaddrinfo would import it, and without memory that is a LookupError
 import os, resource
 import epollkit
 
