@@ -1,6 +1,7 @@
 """`Stream`, and the `Loop` that has buffers for it."""
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.object cimport PyObject
+from cpython.pyport cimport PY_SSIZE_T_MAX
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc cimport errno
 from libc.stdint cimport int64_t, uint16_t, uint32_t
@@ -384,9 +385,14 @@ cdef class Stream(_core.Endpoint):
         cdef Output *output
         cdef Py_ssize_t limit
         if self.output == NULL:
-            limit = self.write_limit            # may run somebody's Python: look again
-            if self.output == NULL:
-                self.output = output_new(limit)
+            self.output = output_new(PY_SSIZE_T_MAX)    # first: what somebody's write_limit writes is queued, too
+            try:
+                limit = self.write_limit
+            except BaseException:
+                self.drop_output()
+                raise
+            if self.output != NULL:
+                self.output.limit = limit
         if self.slot == NULL:
             return self.drop_output()
         loop = <Loop>self.loop_link

@@ -575,6 +575,50 @@ def test_write_limit_is_reached_inside_an_upcall(bench, reported):
     assert [type(error) for error, _ in reported] == [UsageError]
 
 
+def test_a_write_limit_that_writes_loses_nothing_and_stays_in_order(bench):
+    class Nested(Recorder):
+        asked = False
+
+        @property
+        def write_limit(self):
+            if not self.asked:
+                self.asked = True
+                self.write(b"nested")
+            return 1 << 20
+
+        def on_data(self, data):
+            self.write(b"x" * READ_ROOM_BYTES)      # too large to be gathered
+            self.write(b"last")
+
+    stream, client = open_pair(bench, Factory(Nested))
+    client.send(b"go")
+    assert client.take(READ_ROOM_BYTES + 10) == b"nested" + b"x" * READ_ROOM_BYTES + b"last"
+    other, second = open_pair(bench, Factory(Echo))
+    second.send(b"and the next one is clean")
+    assert second.take(25) == b"and the next one is clean"
+
+
+@pytest.mark.parametrize("how", ["raise", "abort", "close"])
+def test_a_write_limit_that_fails_or_ends_its_stream(bench, reported, how):
+    class Hostile(Recorder):
+        @property
+        def write_limit(self):
+            if how == "raise":
+                raise ValueError("no limit")
+            getattr(self, how)()
+            return 1 << 20
+
+        def on_data(self, data):
+            self.write(b"x" * READ_ROOM_BYTES)
+
+    stream, client = open_pair(bench, Factory(Hostile))
+    client.send(b"go")
+    bench.turn_until(lambda: stream.is_closing)
+    assert [type(error) for error, _ in reported] == ([ValueError] if how == "raise" else [])
+    if how == "close":
+        assert len(client.take_all()) == READ_ROOM_BYTES
+
+
 def test_write_limit_may_be_filled_to_the_last_byte(bench):
     class Limited(Recorder):
         write_limit = 8 << 20
