@@ -445,7 +445,7 @@ cdef class HttpConnection(Stream):
             self.consume_kept()
         else:
             used = self.fill_body(data, length)
-            if used < length:
+            if used < length and self.slot != NULL:                     # the application may have closed it
                 return self.take_data(data + used, length - used)       # once: partial is None now
         if length == READ_ROOM_BYTES:
             self.linger()
@@ -620,17 +620,18 @@ cdef class HttpConnection(Stream):
     cdef Response answered(self, Request request, PyObject *result):
         """What the application gave (ours now), if it is not simply a Response; NULL: it raised."""
         try:
-            if result == NULL:
-                ek_raise()
-            answer = <object>result
-            Py_DECREF(answer)
-            if isinstance(answer, Response) and (<Response>answer).body is not None:    # None: made without __init__
-                return answer
-            raise UsageError(f"the application returned {answer!r} for {request!r}, not a Response")
-        except Exception as error:
-            logger.error("the application failed on %s %s", request.method, request.target, exc_info=error)
-            return Response(b"Internal Server Error\n", 500, ((b"content-type", b"text/plain"),))
-        except BaseException:
+            try:
+                if result == NULL:
+                    ek_raise()
+                answer = <object>result
+                Py_DECREF(answer)
+                if isinstance(answer, Response) and (<Response>answer).body is not None:  # None: made without __init__
+                    return answer
+                raise UsageError(f"the application returned {answer!r} for {request!r}, not a Response")
+            except Exception as error:
+                logger.error("the application failed on %s %s", request.method, request.target, exc_info=error)
+                return Response(b"Internal Server Error\n", 500, ((b"content-type", b"text/plain"),))
+        except BaseException:           # also out of the logging: the next answer must not pass for this request's
             self.refuse(500, "the server is being interrupted", request.method_code == HEAD_HEAD)
             raise
 

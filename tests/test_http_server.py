@@ -861,6 +861,49 @@ def test_ctrl_c_out_of_an_application_leaves_the_loop_at_once_and_loses_no_one_e
     assert app.paths == ["/before", "/interrupt", "/other"]
 
 
+def test_ctrl_c_while_a_failure_is_logged_does_not_shift_the_answers(bench, app):
+    """Two requests are pipelined behind the one that failed: the next answer must not pass for its own."""
+    class Interrupts(logging.Handler):
+        def emit(self, record):
+            raise KeyboardInterrupt
+
+    def fails(request):
+        app(request)
+        if request.path == "/fails":
+            raise ValueError
+        return Response(request.target.encode())
+
+    logger, handler = logging.getLogger("epollkit"), Interrupts()
+    client = bench.connect(bench.serve(fails))
+    client.offer(get(b"/before") + get(b"/fails") + CANARY)
+    logger.addHandler(handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            bench.turn_until(lambda: "/fails" in app.paths)
+    finally:
+        logger.removeHandler(handler)
+    assert client.receive_response().body == b"/before"
+    check_refusal(client, 500)
+    assert app.paths == ["/before", "/fails"]
+
+
+@pytest.mark.parametrize("end", ["abort", "close"])
+def test_an_application_that_closes_over_what_came_in_the_same_read_as_the_end_of_its_body(bench, end):
+    """The body came in two reads, and behind it the next request."""
+    asked = []
+
+    def ends(request):
+        asked.append(request.body)
+        getattr(request.connection, end)()
+        return Response(b"too late")
+
+    client = bench.connect(bench.serve(ends))
+    request = post(b"in two reads")
+    client.send_pieces([request[:-4], request[-4:] + get(b"/behind")])
+    assert asked == [b"in two reads"]
+    client.close()
+
+
 def test_an_application_may_run_another_server_and_its_client_meanwhile():
     """A nested loop of its own, inside an upcall, while more requests are pipelined behind: the two do not mix."""
     def inner_app(request):
