@@ -37,10 +37,11 @@ cdef class Request:
     cdef readonly uint8_t minor_version
     cdef bint keep_alive
     cdef str path_text              # decoded at first use
-    cdef list header_list           # parsed again at first use: most handlers never ask
+    cdef tuple header_pairs         # parsed again at first use: most handlers never ask
 
     cdef str text(self, uint16_t offset, uint16_t length)
     cdef int keep_head(self) except -1
+    cdef tuple parsed_headers(self)
 
 
 cdef class Response:

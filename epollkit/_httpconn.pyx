@@ -239,25 +239,29 @@ cdef class Request:
 
     @property
     def headers(self):
+        return list(self.parsed_headers())          # the caller's own: what it puts into it is not the request's
+
+    cdef tuple parsed_headers(self):
         cdef Head head
         cdef HeadField *field
+        cdef list pairs = []
         cdef Py_ssize_t i
-        if self.header_list is None:
+        if self.header_pairs is None:
             if self.head == NULL:
                 raise UsageError("a Request is made by the server")
             head_reset(&head)
             parse_head(&head, <const uint8_t *>self.head, self.head_length, &NO_LIMITS)
-            self.header_list = []
             for i in range(head.field_count):
                 field = &head.fields[i]
-                self.header_list.append((self.head[field.name:field.name + field.name_length].lower(),
-                                         self.head[field.value:field.value + field.value_length]))
-        return self.header_list
+                pairs.append((self.head[field.name:field.name + field.name_length].lower(),
+                              self.head[field.value:field.value + field.value_length]))
+            self.header_pairs = tuple(pairs)
+        return self.header_pairs
 
     def header(self, name, default=None):
         """The first header of that name (bytes or str, any case), as bytes; or default."""
         wanted = (name.encode("latin-1") if isinstance(name, str) else name).lower()
-        for key, value in self.headers:
+        for key, value in self.parsed_headers():
             if key == wanted:
                 return value
         return default
@@ -298,10 +302,9 @@ cdef int put_away(HttpConnection connection, Request request) except -1:
         request.own_head = None
     if request.path_text is not None:
         request.path_text = None
-    if request.header_list is not None:
-        request.header_list = None          # what an application put into the list may have a finalizer
-    if connection.settings is not None:
-        connection.settings.spare = request
+    if request.header_pairs is not None:
+        request.header_pairs = None
+    connection.settings.spare = request
     return 0
 
 
@@ -362,6 +365,8 @@ cdef class Response:
         else:
             self.status = checked_number("status", status, 200, 599)
         self.body = body
+        self.pairs = self.block = None
+        self.close = False
         if headers is not NO_HEADERS:
             try:
                 pairs = tuple(headers)

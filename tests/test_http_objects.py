@@ -226,6 +226,26 @@ class TestTheCollector:
         assert tracked == [False, False, False]
 
 
+    def test_a_cycle_through_the_list_of_headers(self, bench):
+        """The list is the caller's; were it the request's, nobody would ever find the way round."""
+        class Context:
+            def __init__(self, request):
+                self.request = request
+
+        found = []
+
+        def app(request):
+            context = Context(request)
+            request.headers.append((b"context", context))
+            found.append(weakref.ref(context))
+            return Response(repr(request.headers).encode())
+
+        client = bench.connect(bench.serve(app))
+        client.send(get(b"/"))
+        assert client.receive_response().body == b"[(b'host', b'a')]"
+        assert found[0]() is None
+
+
 class TestTheShortWayToAnAnswer:
     @pytest.mark.parametrize("arguments, options", [
         ((), {}), ((b"x",), {}), ((b"x", 404), {}), ((b"x", 200, ()), {}), ((), {"body": b"x"}),
@@ -248,6 +268,12 @@ class TestTheShortWayToAnAnswer:
         with pytest.raises((UsageError, TypeError)) as long:
             Same(*arguments)
         assert (type(short.value), str(short.value)) == (type(long.value), str(long.value))
+
+    def test_made_twice(self):
+        """Of the first time nothing is left."""
+        response = Response(b"1", 404, [(b"connection", b"close"), (b"a", b"b")])
+        response.__init__(b"2")
+        assert (response.body, response.status, response.headers) == (b"2", 200, ())
 
     def test_headers_are_kept_as_pairs(self):
         """What the application changes later is not what was checked."""

@@ -590,10 +590,10 @@ def test_a_write_limit_that_writes_loses_nothing_and_stays_in_order(bench):
             self.write(b"x" * READ_ROOM_BYTES)      # too large to be gathered
             self.write(b"last")
 
-    stream, client = open_pair(bench, Factory(Nested))
+    _stream, client = open_pair(bench, Factory(Nested))
     client.send(b"go")
     assert client.take(READ_ROOM_BYTES + 10) == b"nested" + b"x" * READ_ROOM_BYTES + b"last"
-    other, second = open_pair(bench, Factory(Echo))
+    _other, second = open_pair(bench, Factory(Echo))
     second.send(b"and the next one is clean")
     assert second.take(25) == b"and the next one is clean"
 
