@@ -1,7 +1,8 @@
 """What a handler in Cython sees of epollkit: `cimport epollkit`. See docs/native.md."""
 from epollkit._core cimport Endpoint
+from epollkit._room cimport rest
 from epollkit._slots cimport (
-    SLOT_CONNECTION, SLOT_OWNS_FD, SLOT_PEER_CLOSED, SLOT_TCP, SLOT_TELLS_CLOSE, Slot, slot_tag,
+    SLOT_CONNECTION, SLOT_IDLE, SLOT_OWNS_FD, SLOT_PEER_CLOSED, SLOT_TCP, SLOT_TELLS_CLOSE, Slot, slot_tag,
 )
 from epollkit._stream cimport STREAM_LINGERS, STREAM_MAY_LINGER, Loop, Stream, reserve
 from epollkit._tokens cimport Token, make_token
