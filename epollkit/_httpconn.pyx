@@ -62,8 +62,6 @@ cdef extern from *:
     PyObject *PyObject_CallOneArg(PyObject *function, PyObject *argument)      # NULL: an exception is set
 
 cdef enum:
-    STATUS_LINE_ROOM = 64       # the longest reason phrase of http.HTTPStatus has 31 bytes
-    LENGTH_HEADER_ROOM = 40
     HEAD_ROOM = 256             # all that the server itself puts into a head
     DATE_BYTES = 37
     OK_BYTES = 17
@@ -548,6 +546,7 @@ cdef class HttpConnection(Stream):
         partial.filled += taken
         if partial.filled == PyBytes_GET_SIZE(request.body):
             self.partial = None
+            refresh_date()              # the head came in an earlier read, perhaps long ago
             self.answer(request)
         return taken
 
