@@ -15,9 +15,9 @@ import pytest
 from batches import Log, Spy, Stage, finalizer_at_next_allocation, in_child, settle
 
 import epollkit
-from epollkit import IN, ONESHOT, Stream, UsageError
+from epollkit import IN, Stream, UsageError
 
-EPOLL_CTL_ADD, EPOLL_CTL_MOD = 1, 3
+EPOLL_CTL_ADD = 1
 
 
 def replaced(**replacements: Callable[..., int | None]):
@@ -39,35 +39,6 @@ def refuse(operation: int, error: int) -> Callable[..., int | None]:
 # -- accept ------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.debug_build
-@pytest.mark.parametrize("error", [errno.ECONNABORTED, errno.EPROTO, errno.EPERM])
-def test_a_connection_that_died_in_the_queue_is_passed_over(loop, stage, log, caplog, error):
-    streams = [Stream(), Stream()]
-    unused = iter(streams)
-    listener = stage.listen(loop, lambda: next(unused))
-    for _ in streams:
-        stage.connect(listener)
-    with replaced(accept=first(-error)):
-        settle(loop)
-    assert loop.stats().accepted == 2
-    assert listener.pauses == 0
-    assert not caplog.records
-
-
-@pytest.mark.debug_build
-@pytest.mark.parametrize("error", [errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
-def test_accept_rests_when_the_system_has_run_out(loop, stage, caplog, error):
-    listener = stage.listen(loop, Stream)
-    stage.connect(listener)
-    with replaced(accept=first(-error)):
-        loop.turn(0)
-    assert (listener.pauses, loop.stats().accepted) == (1, 0)
-    assert "pauses" in caplog.text
-    listener.resume_now()
-    settle(loop)
-    assert loop.stats().accepted == 1
-
-
-@pytest.mark.debug_build
 def test_an_accept_that_found_nobody(loop, stage):
     """The peer was faster: it has gone between the event and the accept."""
     listener = stage.listen(loop, Stream)
@@ -80,107 +51,12 @@ def test_an_accept_that_found_nobody(loop, stage):
 
 
 @pytest.mark.debug_build
-def test_an_accept_that_can_never_succeed_ends_the_listener(loop, stage, caplog):
-    listener = stage.listen(loop, Stream)
-    stage.connect(listener)
-    with replaced(accept=first(-errno.EINVAL)):
-        loop.turn(0)
-    settle(loop)
-    assert loop.stats().live == 0
-    assert "accept on" in caplog.text
-    listener.close()
-
-
-@pytest.mark.debug_build
-def test_a_listener_that_can_not_be_watched_again_rests_once_more(loop, stage, caplog):
-    listener = stage.listen(loop, Stream)
-    stage.connect(listener)
-    with replaced(accept=first(-errno.ENFILE)):
-        loop.turn(0)
-    with replaced(epoll_ctl=refuse(EPOLL_CTL_ADD, errno.ENOMEM)):
-        listener.resume_now()
-    assert listener.pauses == 2
-    assert "epoll_ctl" in caplog.text
-    listener.resume_now()
-    settle(loop)
-    assert loop.stats().accepted == 1
-
-
-@pytest.mark.debug_build
 def test_a_listener_that_can_not_be_watched_at_all(loop):
     with replaced(epoll_ctl=refuse(EPOLL_CTL_ADD, errno.ENOSPC)), pytest.raises(OSError, match="epoll_ctl") as caught:
         loop.listen(("127.0.0.1", 0), Stream)
     assert caught.value.errno == errno.ENOSPC
     settle(loop)
     assert loop.stats().live == 0
-
-
-@pytest.mark.debug_build
-def test_a_connection_that_can_not_be_watched_is_closed(loop, stage, log, caplog):
-    listener = stage.listen(loop, lambda: Spy(log, "stream"))
-    client = stage.connect(listener)
-    with replaced(epoll_ctl=refuse(EPOLL_CTL_ADD, errno.ENOMEM)):
-        loop.turn(0)
-    settle(loop)
-    assert loop.stats().live == 1, "the listener"
-    assert "epoll_ctl" in caplog.text
-    client.settimeout(10)
-    try:
-        assert client.recv(1) == b""
-    except ConnectionResetError:
-        pass
-
-
-# -- the epoll set -----------------------------------------------------------------------------------------------------
-
-@pytest.mark.debug_build
-def test_an_fd_that_the_kernel_has_no_room_for(loop, stage):
-    """fs.epoll.max_user_watches is reached."""
-    event = stage.event()
-    with replaced(epoll_ctl=refuse(EPOLL_CTL_ADD, errno.ENOSPC)), pytest.raises(OSError, match="epoll_ctl") as caught:
-        loop.register(event, IN, print)
-    assert caught.value.errno == errno.ENOSPC
-    assert loop.stats().live == 0
-    loop.unregister(loop.register(event, IN, print))
-
-
-@pytest.mark.debug_build
-def test_a_mask_that_can_not_be_changed_stays(loop, stage, log):
-    event = stage.event()
-    token = loop.register(event, IN, log.handler("event"))
-    with replaced(epoll_ctl=refuse(EPOLL_CTL_MOD, errno.ENOMEM)), pytest.raises(OSError, match="epoll_ctl"):
-        loop.modify(token, IN | ONESHOT)
-    event.fire()
-    loop.turn(0)
-    assert log.names == ["event"]
-    loop.unregister(token)
-
-
-@pytest.mark.debug_build
-def test_a_wait_that_fails_is_told_and_repeated(loop, stage, log):
-    event = stage.event()
-    token = loop.register(event, IN, log.handler("event"))
-    event.fire()
-    with replaced(epoll_wait=first(-errno.EFAULT)), pytest.raises(OSError, match="epoll_wait"):
-        loop.turn(0)
-    assert log.names == []
-    loop.turn(0)
-    assert log.names == ["event"]
-    loop.unregister(token)
-
-
-@pytest.mark.debug_build
-def test_a_wait_that_a_signal_ended(loop):
-    with replaced(epoll_wait=first(-errno.EINTR)):
-        assert loop.turn(None) == 0
-
-
-@pytest.mark.debug_build
-@pytest.mark.parametrize("failing", ["epoll_create", "eventfd"])
-def test_a_loop_that_can_not_be_made(failing):
-    with replaced(**{failing: first(-errno.EMFILE)}), pytest.raises(OSError) as caught:
-        epollkit.Loop()
-    assert caught.value.errno == errno.EMFILE
 
 
 # -- timers and posted calls -------------------------------------------------------------------------------------------
