@@ -19,8 +19,8 @@ from epollkit._epollset cimport set_add, set_change, set_holds, set_renew
 from epollkit._slots cimport (
     MAX_SLOTS, NO_SLOT, SLOT_BOUND_CALLS, SLOT_CONNECTION, SLOT_INTERNAL, SLOT_OWNS_FD, SLOT_PEER_CLOSED, SLOT_READY,
     SLOT_TELLS_CLOSE, SLOT_UNLIMITED, SLOT_WATCHED, STALE_CLOSED, STALE_ORPHAN, STALE_RECYCLED, Slot, Staleness,
-    slot_append, slot_at, slot_for, slot_invalidate, slot_of_fd, slot_recycle, slot_staleness, slot_tag, slot_take,
-    slot_unlink, slots_forget_batches, slots_free, slots_init,
+    slot_append, slot_at, slot_for, slot_invalidate, slot_of_fd, slot_of_node, slot_recycle, slot_staleness, slot_tag,
+    slot_take, slot_unlink, slots_forget_batches, slots_free, slots_init,
 )
 from epollkit._sys cimport EK_ASSERT, EK_ASSERT_THREAD
 from epollkit._tokens cimport Anchor, make_token
@@ -44,9 +44,6 @@ def build_info():
 
 cdef object os_error(int code, str what):
     return OSError(code, f"{what}: {strerror(code).decode()}")
-
-
-cdef size_t NODE_OFFSET = <size_t>&(<Slot *>NULL).timer      # from a node in the heap back to its slot
 
 
 cdef class Endpoint:
@@ -571,7 +568,7 @@ cdef class Loop:
             if node.due_ns != 0:
                 node.due_ns = 0
                 made += 1
-                self.time_out(<Slot *>(<size_t>node - NODE_OFFSET))
+                self.time_out(slot_of_node(node))
         self.counters.upcalls += made
         return made
 

@@ -3,10 +3,8 @@ from libc.stdint cimport int64_t, uint32_t
 
 cimport epollkit._room as _room
 from epollkit._core cimport Loop
-from epollkit._slots cimport Slot, SlotTable, slot_at
+from epollkit._slots cimport Slot, SlotTable, slot_at, slot_of_node
 from epollkit._timers cimport TimerQueue, timer_before
-
-cdef size_t NODE_OFFSET = <size_t>&(<Slot *>NULL).timer
 
 
 def slot_fields(Loop loop not None, uint32_t index):
@@ -46,7 +44,7 @@ def queued_deadlines(Loop loop not None):
     cdef uint32_t place
     found = []
     for place in range(loop.deadlines.count):
-        slot = <Slot *>(<size_t>loop.deadlines.entries[place].node - NODE_OFFSET)
+        slot = slot_of_node(loop.deadlines.entries[place].node)
         found.append((slot.index, loop.deadlines.entries[place].key_ns, slot.timer.due_ns))
     return found
 

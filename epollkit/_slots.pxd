@@ -99,6 +99,11 @@ cdef inline Slot *slot_at(const SlotTable *table, uint32_t index) noexcept nogil
     return &table.chunks[index >> SLOT_CHUNK_SHIFT][index & (SLOTS_PER_CHUNK - 1)]
 
 
+cdef inline Slot *slot_of_node(const TimerNode *node) noexcept nogil:
+    """From a node in the heap of deadlines back to its slot."""
+    return <Slot *>(<size_t>node - <size_t>&(<Slot *>NULL).timer)
+
+
 cdef inline uint64_t slot_tag(const Slot *slot) noexcept nogil:
     return (<uint64_t>slot.generation << 32) | slot.index
 

@@ -70,6 +70,7 @@ cdef class Stream(_core.Endpoint):
     # inside
     cdef int cork(self, Loop loop) except -1
     cdef int uncork(self, Loop loop) except -1
+    cdef int cut_short(self, Loop loop) except -1
     cdef int spill(self, Loop loop) except -1
     cdef int read(self, Loop loop, uint32_t events) except -1
     cdef int read_failed(self, int code) except -1

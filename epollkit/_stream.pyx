@@ -279,8 +279,7 @@ cdef class Stream(_core.Endpoint):
         try:
             self.take_open()
         except BaseException:
-            self.state &= ~<uint16_t>STREAM_CORKED
-            self.spill(loop)
+            self.cut_short(loop)
             raise
         return self.uncork(loop)
 
@@ -298,8 +297,7 @@ cdef class Stream(_core.Endpoint):
             if events & _sys.EPOLLOUT and self.slot != NULL and self.output != NULL:
                 self.send_queued()
         except BaseException:
-            self.state &= ~<uint16_t>STREAM_CORKED
-            self.spill(loop)
+            self.cut_short(loop)
             raise
         return self.uncork(loop)
 
@@ -324,8 +322,7 @@ cdef class Stream(_core.Endpoint):
         try:
             self.take_deadline()
         except BaseException:
-            self.state &= ~<uint16_t>STREAM_CORKED
-            self.spill(loop)
+            self.cut_short(loop)
             raise
         return self.uncork(loop)
 
@@ -355,6 +352,11 @@ cdef class Stream(_core.Endpoint):
         if self.state & STREAM_CLOSING and self.slot != NULL and self.output == NULL:
             self.finish()
         return 0
+
+    cdef int cut_short(self, Loop loop) except -1:
+        """An exception ends the upcall: what it wrote is queued, in case that the stream survives."""
+        self.state &= ~<uint16_t>STREAM_CORKED
+        return self.spill(loop)
 
     cdef int spill(self, Loop loop) except -1:
         """Move what was gathered to the queue: something larger follows, or an exception cuts the upcall short."""
