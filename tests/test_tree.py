@@ -14,7 +14,7 @@ PACKAGE = ROOT / "epollkit"
 # What each module may import or cimport, besides the leaves and itself: only what stands before it.
 LAYERS = [
     ("leaf", ["_sys", "_timers", "_slots", "_epollset", "_idle", "errors", "events", "stats", "_checks", "_sockets"]),
-    ("below the core", ["_tokens", "_calls"]),
+    ("below the core", ["_tokens", "_calls", "_tls", "_rate"]),
     ("core", ["_core"]),
     ("scheduling", ["_schedule"]),
     ("room", ["_room"]),

@@ -1,0 +1,9 @@
+from typing_extensions import disjoint_base
+
+@disjoint_base
+class RateLimit:
+    bytes_per_second: float
+    burst: int
+    def __new__(cls, bytes_per_second: float, burst: float | None = None) -> RateLimit: ...
+    def _reserve(self, now_ns: int, wanted: int) -> tuple[int, int]: ...
+    def _give_back(self, count: int) -> None: ...
