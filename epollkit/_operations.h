@@ -42,7 +42,7 @@
 /* What is counted when it is made and when it is freed. An fd is the loop's from the call that returned it. */
 #define EK_KINDS(X)                                                                                                    \
     X(LOOP) X(SLOT_CHUNK) X(FD) X(WAKEUP) X(RAW) X(LISTENER) X(STREAM) X(TOKEN) X(TIMER)                               \
-    X(OUTPUT) X(PARTIAL) X(REQUEST) X(RESPONSE)
+    X(OUTPUT) X(PARTIAL) X(REQUEST) X(RESPONSE) X(TLS)
 
 #define EK_MEMBER(type, name, parameters, arguments, words) type(*name) parameters;
 struct ek_operations {

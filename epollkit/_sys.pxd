@@ -45,6 +45,7 @@ cdef extern from "_sys.h" nogil:
         EK_PARTIAL
         EK_REQUEST
         EK_RESPONSE
+        EK_TLS
     void EK_MADE(ek_kind kind) noexcept
     void EK_FREED(ek_kind kind) noexcept
     int64_t ek_last_recv() noexcept

@@ -17,7 +17,7 @@ cdef enum:
     BATCH_BYTES = 4096
 
 cdef enum TlsState:
-    TLS_STARTED = 1                 # the first do_handshake() was made
+    TLS_STARTED = 1                 # a client's hello is made; a server has none
     TLS_DONE = 2                    # the handshake is done
     TLS_UNFRAMED = 4                # what came does not look like TLS records: OpenSSL shall say so
     TLS_BUSY = 8                    # inside OpenSSL

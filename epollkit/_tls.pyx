@@ -15,7 +15,7 @@ from cpython.buffer cimport PyBUF_READ, PyBUF_WRITE
 from cpython.memoryview cimport PyMemoryView_FromMemory
 from libc.stdint cimport uint8_t
 
-from epollkit._sys cimport EK_ASSERT
+from epollkit._sys cimport EK_ASSERT, EK_FREED, EK_MADE, EK_TLS
 
 from epollkit.errors import UsageError
 
@@ -34,11 +34,17 @@ cdef class Tls:
     """
 
     def __cinit__(self, context, bint server_side, server_hostname=None):
+        EK_MADE(EK_TLS)
         if not isinstance(context, ssl.SSLContext):
             raise TypeError(f"TLS needs an ssl.SSLContext, not {context!r}")
         self.incoming = ssl.MemoryBIO()
         self.outgoing = ssl.MemoryBIO()
         self.ssl_object = context.wrap_bio(self.incoming, self.outgoing, server_side, server_hostname)
+        if server_side:
+            self.state = TLS_STARTED        # it has nothing to say before the client's hello
+
+    def __dealloc__(self):
+        EK_FREED(EK_TLS)
 
     # -- what comes in -------------------------------------------------------------------------------------------------
 
@@ -49,6 +55,8 @@ cdef class Tls:
                 self.step()
             elif taken[0] < length:
                 taken[0] += self.feed(data + taken[0], length - taken[0])
+            elif self.failure is not None:
+                raise self.failure
             elif self.state & TLS_SOCKET_ENDED:
                 raise socket_ended()
             else:

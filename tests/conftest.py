@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import hypothesis
 import pytest
 from batches import Log, Stage
+from certificates import Certificates
 
 import epollkit
 
@@ -109,6 +110,12 @@ def find_peer(name: str) -> str:
             pytest.fail(message)
         pytest.skip(message)
     return path
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    """An authority, and what it signed: made once, by the `openssl` program."""
+    return Certificates(tmp_path_factory.mktemp("certificates"), find_peer("openssl"))
 
 
 @pytest.fixture
