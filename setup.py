@@ -15,7 +15,8 @@ FLAGS = os.environ.get("CFLAGS", "")        # setuptools passes them on; objects
 COVERAGE = "--coverage" in FLAGS            # gcov counts lines of Cython's C (tests/support/line_coverage.py)
 BUILD = f"build/{FLAVOUR}" + (f"-{zlib.crc32(FLAGS.encode()):08x}" if FLAGS else "")
 
-MODULES = ["_tokens", "_calls", "_tls", "_rate", "_core", "_schedule", "_room", "_raw", "_listener", "_stream",
+MODULES = ["_tokens", "_calls", "_tls", "_rate", "_core", "_schedule", "_room", "_raw", "_listener",
+           "_buffered", "_connection", "_stream",
            "_http1", "_http1_python", "_httpconn"]
 MODULES += ["_operations", "_debug"] if DEBUG else []
 

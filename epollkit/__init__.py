@@ -10,6 +10,7 @@ except ImportError as _error:
 from epollkit._calls import Timer
 from epollkit._listener import Listener
 from epollkit._rate import RateLimit
+from epollkit._sockets import Detached
 from epollkit._stream import Stream
 from epollkit._tokens import Token
 from epollkit.errors import EpollkitError, LimitReached, PeerError, StaleToken, UsageError
@@ -20,7 +21,7 @@ from epollkit.stats import LoopStats
 __version__ = "0.1.0"
 
 __all__ = [
-    "ERR", "EXCLUSIVE", "HUP", "IN", "ONESHOT", "OUT", "PRI", "RDHUP", "EpollkitError", "LimitReached", "Listener",
-    "Loop", "LoopStats", "PeerError", "RateLimit", "StaleToken", "Stream", "Timer", "Token", "UsageError",
+    "ERR", "EXCLUSIVE", "HUP", "IN", "ONESHOT", "OUT", "PRI", "RDHUP", "Detached", "EpollkitError", "LimitReached",
+    "Listener", "Loop", "LoopStats", "PeerError", "RateLimit", "StaleToken", "Stream", "Timer", "Token", "UsageError",
     "build_info",
 ]

@@ -51,3 +51,12 @@ def checked_timeout_ns(timeout: object) -> int:
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or timeout != timeout or timeout < 0:
         raise UsageError(f"timeout is None or a number of seconds, 0 or more, not {timeout!r}")
     return math.ceil(timeout * 1e9) if timeout < 1e9 else -1        # 31 years
+
+
+def checked_seconds_ns(name: str, seconds: object) -> int:
+    """How long something may take, as nanoseconds rounded up; 0 for None, which is no limit."""
+    if seconds is None:
+        return 0
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < 1e9:
+        raise UsageError(f"{name} is None or a number of seconds, more than 0 and less than 10^9, not {seconds!r}")
+    return math.ceil(seconds * 1e9)

@@ -3,7 +3,7 @@
 A handler in Cython subclasses `Endpoint` and overrides its C methods; the loop calls them without Python in between.
 """
 from cpython.object cimport PyObject, visitproc
-from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from epollkit._calls cimport Calls
 from epollkit._slots cimport Slot, SlotList, SlotTable
@@ -35,7 +35,11 @@ cdef class Endpoint:
     """One registration, seen from the side of whoever handles it. Registered at most once in its life."""
     cdef Slot *slot                 # NULL unless live: the whole "look-up after an upcall"
     cdef PyObject *loop_link        # the loop, borrowed, from registration to the end of on_closed
-    cdef bint used                  # it had a registration, now or once
+    cdef uint8_t used               # it had a registration, now or once
+    # The type's own; they lie here because alignment would leave a hole.
+    cdef uint8_t reads
+    cdef uint16_t error
+    cdef uint32_t state
 
     # Upcalls, all from the loop's thread. An exception ends the endpoint and is reported; a BaseException leaves run().
     cdef int on_opened(self) except -1                      # the loop accepted or adopted the fd
@@ -99,6 +103,7 @@ cdef class Loop:
     cdef int make_ready(self, Slot *slot, uint16_t events) noexcept
     cdef int set_deadline(self, Slot *slot, int64_t due_ns) except -1
     cdef bint at_limit(self) noexcept
+    cdef int forget_calls(self, Slot *slot) except -1
 
     # inside
     cpdef int check_usable(self) except -1
@@ -119,5 +124,6 @@ cdef class Loop:
     cdef int run_closed(self) except -1
     cdef int drop_everything(self) except -1
     cdef int tell_room(self) except -1
+    cdef int forget_bound(self, uint64_t tag) except -1
 
 cdef object os_error(int code, str what)

@@ -345,8 +345,7 @@ cdef class Loop:
         self.counters.closed += 1
         self.internal -= (flags & SLOT_INTERNAL) != 0
         if flags & SLOT_BOUND_CALLS:
-            for timer in self.bound.pop(tag):
-                (<Timer>timer).forget()
+            self.forget_bound(tag)
         if flags & SLOT_TELLS_CLOSE:
             self.closings.append((endpoint, reason))
         else:
@@ -354,6 +353,18 @@ cdef class Loop:
         Py_DECREF(endpoint)                         # the slot's reference
         if self.waiting_for_room:
             return self.tell_room()
+        return 0
+
+    cdef int forget_calls(self, Slot *slot) except -1:
+        """Timers and posted calls that would die with the slot go now."""
+        if slot.flags & SLOT_BOUND_CALLS:
+            slot.flags &= ~<uint16_t>SLOT_BOUND_CALLS
+            self.forget_bound(slot_tag(slot))
+        return 0
+
+    cdef int forget_bound(self, uint64_t tag) except -1:
+        for timer in self.bound.pop(tag):
+            (<Timer>timer).forget()
         return 0
 
     cdef int tell_room(self) except -1:

@@ -7,7 +7,7 @@ from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint8_t, uint16_t
 
 from epollkit._http1 cimport Head, HeadLimits
-from epollkit._stream cimport Stream
+from epollkit._connection cimport Connection
 
 cdef enum:
     BODY_LIMIT_BYTES = 1048576      # larger ones are refused with 413
@@ -61,7 +61,7 @@ cdef class Partial:
     cdef Py_ssize_t filled          # bytes of request.body that have come
 
 
-cdef class HttpConnection(Stream):
+cdef class HttpConnection(Connection):
     cdef Settings settings
     cdef Partial partial            # None: between requests
 

@@ -3,7 +3,7 @@ from typing import Any
 
 from typing_extensions import Never, disjoint_base
 
-from epollkit._stream import Stream
+from epollkit._connection import Connection
 
 @disjoint_base
 class Request:
@@ -46,7 +46,7 @@ class Settings:
 class Partial: ...
 
 @disjoint_base
-class HttpConnection(Stream):
+class HttpConnection(Connection):
     def __init__(self, *args: Never, **kwargs: Never) -> None: ...
 
 def http_date(seconds: int) -> str: ...

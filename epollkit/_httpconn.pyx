@@ -32,10 +32,10 @@ from epollkit._http1 cimport (
 )
 from epollkit._room cimport rest
 from epollkit._slots cimport SLOT_IDLE
-from epollkit._stream cimport (
-    READ_ROOM_BYTES, SCRATCH_BYTES, SCRATCH_PIECE_BYTES, STREAM_CLOSING, STREAM_LINGERS, STREAM_PAUSED, Loop, Stream,
-    reserve,
+from epollkit._buffered cimport (
+    READ_ROOM_BYTES, SCRATCH_BYTES, SCRATCH_PIECE_BYTES, STREAM_CLOSING, STREAM_LINGERS, STREAM_PAUSED, Loop, reserve,
 )
+from epollkit._connection cimport Connection
 
 from epollkit._checks import checked_number
 from epollkit.errors import UsageError
@@ -413,7 +413,7 @@ if call_response != NULL:
 
 
 @cython.no_gc
-cdef class HttpConnection(Stream):
+cdef class HttpConnection(Connection):
     """One HTTP/1.1 connection of a server. Applications meet it as `Request.connection`."""
 
     write_limit = 1 << 62       # an answer is as large as the application makes it; see may_go_on for the pipeline
@@ -706,17 +706,17 @@ cdef class HttpConnection(Stream):
         return self.let_go()
 
     cdef int let_go(self) except -1:
-        self.drop_output()
         self.partial = None
         self.settings = None
-        return 0
+        return Connection.let_go(self)
 
     cdef int visit(self, visitproc visit, void *argument) except -1:
         """The one way from here back to the loop is through the settings and their application. A connection and its
         requests are no containers for the collector, which would walk 15,000 idle ones for nothing: its loop shows it
         the way, and what a connection holds ends with it.
         """
-        return visit(<PyObject *>self.settings, argument) if self.settings is not None else 0
+        cdef int result = visit(<PyObject *>self.settings, argument) if self.settings is not None else 0
+        return result if result else Connection.visit(self, visit, argument)
 
 
 _sys.EK_FREED_WITH(Request, _sys.EK_REQUEST)

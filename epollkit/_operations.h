@@ -19,9 +19,15 @@
     X(int, accept, (int fd), (fd), (fd))                                                                               \
     X(int, accept_queue, (int fd), (fd), (fd))                                                                         \
     X(ssize_t, recv, (int fd, void *buffer, size_t room), (fd, buffer, room), (fd, room, (intptr_t)buffer))            \
+    X(int, peek, (int fd), (fd), (fd))                                                                                 \
     X(ssize_t, send, (int fd, const void *data, size_t length), (fd, data, length), (fd, length, (intptr_t)data))      \
     X(ssize_t, send_parts, (int fd, struct iovec *parts, size_t part_count), (fd, parts, part_count),                  \
       (fd, part_count, (intptr_t)parts))                                                                               \
+    X(ssize_t, send_file, (int fd, int file, int64_t *offset, size_t length), (fd, file, offset, length),              \
+      (fd, file, *offset, length))                                                                                     \
+    X(ssize_t, read_at, (int file, void *buffer, size_t room, int64_t offset), (file, buffer, room, offset),           \
+      (file, room, offset, (intptr_t)buffer))                                                                          \
+    X(int, duplicate, (int fd), (fd), (fd))                                                                            \
     X(int, shutdown_write, (int fd), (fd), (fd))                                                                       \
     X(int, shutdown, (int fd), (fd), (fd))                                                                             \
     X(int, replace, (int from, int to), (from, to), (from, to))                                                        \
@@ -42,7 +48,7 @@
 /* What is counted when it is made and when it is freed. An fd is the loop's from the call that returned it. */
 #define EK_KINDS(X)                                                                                                    \
     X(LOOP) X(SLOT_CHUNK) X(FD) X(WAKEUP) X(RAW) X(LISTENER) X(STREAM) X(TOKEN) X(TIMER)                               \
-    X(OUTPUT) X(PARTIAL) X(REQUEST) X(RESPONSE) X(TLS)
+    X(OUTPUT) X(EXTRAS) X(OPTIONS) X(PARTIAL) X(REQUEST) X(RESPONSE) X(TLS)
 
 #define EK_MEMBER(type, name, parameters, arguments, words) type(*name) parameters;
 struct ek_operations {
@@ -124,7 +130,8 @@ static inline int64_t ek_last_recv(void) { return ek_last_received; }
 static inline void ek_note(int call, const int64_t *words, int64_t result)
 {
     EK_COUNT(ek_debug()->calls[call]);
-    if (result >= 0 && (call == EK_CALL_epoll_create || call == EK_CALL_accept || call == EK_CALL_eventfd))
+    if (result >= 0 && (call == EK_CALL_epoll_create || call == EK_CALL_accept || call == EK_CALL_eventfd ||
+                        call == EK_CALL_duplicate))
         EK_MADE(EK_FD);
     else if (call == EK_CALL_close && words[0] >= 0)
         EK_FREED(EK_FD); /* even if it failed: it is not the loop's any more */

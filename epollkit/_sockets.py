@@ -10,6 +10,13 @@ from typing import NamedTuple, TypeAlias
 Address: TypeAlias = tuple[str, int] | tuple[str, int, int, int] | str | bytes
 
 
+class Detached(NamedTuple):
+    """A connection that was taken out of its loop: the descriptor, and what was received and not delivered."""
+
+    fd: int
+    data: bytes
+
+
 class UnixFile(NamedTuple):
     """A unix socket's file, and what it was when we made it: somebody else's with the same name is left alone."""
 
@@ -133,3 +140,26 @@ def _bind_unix(sock: socket.socket, path: str | bytes, backlog: int) -> Listenin
         file = UnixFile(os.path.abspath(os.fsdecode(path)), made.st_dev, made.st_ino)
     sock.listen(backlog)
     return ListeningSocket(sock, path, file)
+
+
+def check_connected(given: int | socket.socket) -> bool:
+    """Make a connected stream socket non-blocking and close-on-exec. Whether it is TCP. ValueError or OSError."""
+    fd = given if isinstance(given, int) else given.fileno()
+    if isinstance(given, bool) or fd < 0:
+        raise ValueError(f"{given!r} is no open socket or descriptor")
+    sock = socket.socket(fileno=fd)
+    try:
+        if sock.type != socket.SOCK_STREAM:
+            raise ValueError(f"fd {fd} is a socket, but not a stream socket")
+        try:
+            sock.getpeername()
+        except OSError as error:
+            raise ValueError(f"fd {fd} is not connected: {error.strerror}") from None
+        sock.setblocking(False)
+        sock.set_inheritable(False)
+        is_tcp = sock.family in (socket.AF_INET, socket.AF_INET6)
+        if is_tcp:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return is_tcp
+    finally:
+        sock.detach()

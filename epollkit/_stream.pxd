@@ -1,98 +1,55 @@
-"""Streams: buffered connections on the core. `Stream` is for Python; its `take_*` methods are for protocols in Cython.
-
-What an idle stream costs is its object and its slot: the receive buffer is the loop's, an output queue exists only
-while the socket is full.
-"""
+"""Streams: Python's face of a connection: upcalls, frames, timeouts, watermarks. `Options` exists only if asked for."""
 from cpython.object cimport PyObject
-from libc.stdint cimport int64_t, uint16_t, uint32_t
+from libc.stdint cimport int64_t
 
-cimport epollkit._core as _core
-cimport epollkit._raw as _raw
+from epollkit._connection cimport Connection
 
 cdef enum:
-    READ_ROOM_BYTES = 65536         # one recv at most; the loop's only receive buffer
-    READ_BUDGET_BYTES = 262144      # per stream and turn: one fast peer must not starve the rest
-    SCRATCH_BYTES = 65536           # what one upcall writes is gathered here and leaves as one send
-    SCRATCH_PIECE_BYTES = 16384     # a larger piece is referenced instead of copied
-    SEND_PARTS = 64                 # pieces per sendmsg
-    PART_COST_BYTES = 64            # what a queued piece costs beside its bytes, so that a million tiny ones count
-    LINGER_READS = 64               # reads that are thrown away after the last answer, at most: 4 MiB
+    HIGH_BYTES = 65536              # write() says False beyond it, as asyncio pauses its writers; see set_limits
+    LARGEST_FRAME_BYTES = 1 << 30
 
-cdef enum StreamState:
-    STREAM_CORKED = 1               # inside one of its own upcalls: writes are gathered
-    STREAM_BLOCKED = 2              # the socket took less than it was given: wait for OUT
-    STREAM_PAUSED = 4               # not reading; what arrives waits in the kernel
-    STREAM_ENDED = 8                # the peer's end-of-stream was read
-    STREAM_CLOSING = 16             # close() was called: what is queued is still sent, nothing more is delivered
-    STREAM_LINGERS = 32             # once all is sent: shut down, drain, and only then close
-    STREAM_DRAINING = 64            # that shutdown was made; input is thrown away until the peer's end
-    STREAM_OUT_WATCHED = 128        # it was full once, and asked for OUT
-    STREAM_MAY_LINGER = 256         # lingers if, once all is sent, the socket still holds bytes in either direction
+cdef enum FrameKind:
+    FRAME_RAW = 0                   # whatever comes
+    FRAME_EXACTLY = 1
+    FRAME_UNTIL = 2
 
 
-cdef struct Output:                 # what the socket has not taken yet; exists only while there is something
-    PyObject **parts                # owned references to bytes objects
-    Py_ssize_t room                 # for so many of them
-    Py_ssize_t first                # index of the first part with unsent bytes
-    Py_ssize_t end                  # index behind the last part
-    Py_ssize_t offset               # sent bytes of the first part
-    Py_ssize_t size                 # unsent bytes in all
-    Py_ssize_t limit                # the stream's write_limit when the queue was made
+cdef struct Options:
+    Py_ssize_t high                 # unsent bytes: above it write() says False, ...
+    Py_ssize_t low                  # ... and on_drain follows once there are no more than these
+    Py_ssize_t hard                 # beyond it the peer is reset; 0: the class's write_limit
+    int64_t read_ns                 # nothing received for so long; 0: never
+    int64_t write_ns                # nothing taken by the socket for so long, while something is unsent; 0: never
+    int64_t life_due_ns             # the end of its life; 0: none
+    int64_t read_at_ns              # when something was received, by the cheap clock
+    int64_t write_at_ns             # when the socket took something, or was found full
+    FrameKind kind
+    Py_ssize_t frame_bytes          # of an exact frame; of others: at most
+    PyObject *separator             # bytes, owned
+    const char *window              # received and not delivered: in `held`, or where it was received, ...
+    const char *window_end
+    Py_ssize_t searched             # ... and in so many bytes of it no separator begins
+    char *held
+    Py_ssize_t held_room
+    bint delivering                 # inside deliver(): it will look at what was changed
 
 
-cdef class Loop(_raw.Loop):
-    cdef char *input                # READ_ROOM_BYTES
-    cdef char *scratch              # SCRATCH_BYTES
-    cdef Py_ssize_t scratch_used    # by the one stream that is corked
+cdef class Stream(Connection):
+    cdef Options *options           # NULL: the defaults
 
+    cdef Options *want_options(self) except NULL
+    cdef int drop_options(self) noexcept
+    cdef bint has_room(self) except -1
+    cdef int check_open(self) except -1
+    cdef bint drops_half_closed(self) except -1
 
-cdef class Stream(_core.Endpoint):
-    cdef Output *output             # NULL: everything written has been sent
-    cdef int error                  # errno of the socket, read once and kept; 0: none
-    cdef uint16_t state             # StreamState
-    cdef uint16_t lingered          # reads thrown away after the last answer
+    # frames
+    cdef int frame_as(self, FrameKind kind, Py_ssize_t frame_bytes, bytes separator) except -1
+    cdef int take_framed(self, const char *data, Py_ssize_t length) except -1
+    cdef int deliver(self) except -1
+    cdef int hold(self, const char *data, Py_ssize_t length) except -1
+    cdef int keep_rest(self) except -1
 
-    # For protocols: called inside the cork, so that what they write leaves in one piece. All may close the stream.
-    cdef int take_open(self) except -1
-    cdef int take_data(self, const char *data, Py_ssize_t length) except -1
-    cdef int take_end(self) except -1
-    cdef int take_sent(self) except -1          # the socket took some of the queue, or all: then `output` is NULL
-    cdef int take_deadline(self) except -1
-
-    # For protocols: what they do.
-    cdef int put(self, const char *data, Py_ssize_t length, bytes owner) except -1
-    cdef int flush(self) except -1
-    cdef int close_softly(self, uint16_t linger) except -1
-    cdef int pause(self) except -1
-    cdef int resume(self) except -1
-    cdef int set_deadline_ns(self, int64_t duration_ns) except -1
-
-    # inside
-    cdef int cork(self, Loop loop) except -1
-    cdef int uncork(self, Loop loop) except -1
-    cdef int cut_short(self, Loop loop) except -1
-    cdef int spill(self, Loop loop) except -1
-    cdef int read(self, Loop loop, uint32_t events) except -1
-    cdef int read_failed(self, int code) except -1
-    cdef int end(self, uint32_t events) except -1
-    cdef int broken(self, uint32_t events) except -1
-    cdef int write_failed(self, int code) except -1
-    cdef int send_queued(self) except -1
-    cdef int block(self) except -1
-    cdef int unblock(self) except -1
-    cdef int finish(self) except -1
-    cdef int drain(self, Loop loop) except -1
-    cdef int queue(self, bytes data) except -1
-    cdef int drop_output(self) noexcept
-    cdef int end_with(self, object reason) except -1
-    cdef object address(self, bint peer)
-
-
-cdef inline char *reserve(Stream stream, Py_ssize_t length) noexcept:
-    """For protocols: where so many bytes may be written to leave with the upcall; what was written is then added to the
-    loop's `scratch_used`. NULL: there is no such place now, use put()."""
-    cdef Loop loop
-    if stream.slot == NULL or stream.error or stream.output != NULL or not stream.state & STREAM_CORKED:
-        return NULL
-    loop = <Loop>stream.loop_link
-    return loop.scratch + loop.scratch_used if length <= SCRATCH_BYTES - loop.scratch_used else NULL
+    # timeouts
+    cdef int arm(self) except -1
+    cdef int expire(self, str which) except -1

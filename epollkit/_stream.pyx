@@ -1,165 +1,71 @@
-"""`Stream`, and the `Loop` that has buffers for it."""
+"""`Stream`."""
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.object cimport PyObject
-from cpython.pyport cimport PY_SSIZE_T_MAX
-from cpython.ref cimport Py_DECREF, Py_INCREF
+from cpython.ref cimport Py_INCREF, Py_XDECREF
 from libc cimport errno
-from libc.stdint cimport int64_t, uint16_t, uint32_t
-from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.stdint cimport INT64_MAX, int64_t, uint16_t, uint32_t
+from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcpy, memmove, strerror
 
-cimport epollkit._core as _core
-cimport epollkit._raw as _raw
 cimport epollkit._sys as _sys
-from epollkit._slots cimport SLOT_PEER_CLOSED, SLOT_READY, SLOT_TCP
+from epollkit._buffered cimport (
+    STREAM_CLOSING, STREAM_EARLY, STREAM_ENDED, STREAM_HOLDS, STREAM_IN_WAITS, STREAM_OUT_WAITS,
+    STREAM_PAUSED, STREAM_RATED, STREAM_RESTS, STREAM_SECURE, STREAM_TELLS_ROOM, STREAM_UNOPENED, Loop, has_unsent,
+)
+from epollkit._connection cimport Connection, Extras
+from epollkit._rate cimport RateLimit
+from epollkit._slots cimport SLOT_CONNECTION, SLOT_OWNS_FD, SLOT_TCP, SLOT_TELLS_CLOSE
 from epollkit._sys cimport EK_ASSERT
 
 import os
+import stat
 
-from epollkit.errors import LimitReached, UsageError
+from epollkit._checks import checked_fd, checked_number, checked_seconds_ns
+from epollkit._sockets import Detached
+from epollkit.errors import PeerError, UsageError
 
-cdef uint32_t GONE = _sys.EPOLLRDHUP | _sys.EPOLLHUP | _sys.EPOLLERR
-cdef uint32_t INPUT = _sys.EPOLLIN | _sys.EPOLLPRI | GONE
-cdef uint32_t MORE_THAN_A_READ = _sys.EPOLLPRI | GONE       # with one of these a short read does not mean drained
+cdef extern from "<string.h>" nogil:
+    void *memmem(const void *haystack, size_t length, const void *needle, size_t needle_length) noexcept
 
-cdef int64_t CLOSE_TIMEOUT_NS = 30000000000     # a peer that does not read what is queued is reset after this
-cdef int64_t LINGER_TIMEOUT_NS = 5000000000     # a peer that goes on sending after the last answer, likewise
-
-
-cdef class Loop(_raw.Loop):
-    """An event loop whose every registration has a generation, so that a stale event can never reach the wrong one.
-
-    Args:
-        max_connections: registrations at most, listeners and the loop's own wake-ups not counted.
-        instance_bits: how many bits of the generation are compared, 1 to 32. Leave it at 32; 1 is nginx's scheme, for
-            tests and teaching.
-        batch: events taken from the kernel at once, 1 to 65536.
-
-    A loop belongs to the thread that made it. Only `call_soon_threadsafe` may be called from other threads; any other
-    call from there raises `UsageError`. A loop that is dropped without `close()` closes its fds without any upcall and
-    warns (`ResourceWarning`); `with Loop() as loop:` closes it.
-    """
-
-    def __cinit__(self, *arguments, **options):
-        self.input = <char *>malloc(READ_ROOM_BYTES)
-        self.scratch = <char *>malloc(SCRATCH_BYTES)
-        if self.input == NULL or self.scratch == NULL:
-            raise MemoryError()
-
-    def __dealloc__(self):
-        free(self.input)
-        free(self.scratch)
+cdef int64_t WRITE_TIMEOUT_NS = 30000000000     # of a peer that takes nothing of what is queued
+cdef uint32_t DELIVERS_NOT = STREAM_PAUSED | STREAM_CLOSING | STREAM_ENDED | STREAM_RESTS
 
 
-cdef Output *output_new(Py_ssize_t limit) except NULL:
-    cdef Output *output = <Output *>calloc(1, sizeof(Output))
-    if output == NULL:
-        raise MemoryError()
-    output.limit = limit
-    _sys.EK_MADE(_sys.EK_OUTPUT)
-    return output
+cdef class Stream(Connection):
+    """A buffered connection. Subclass it, and give the class to `Loop.listen`, `Loop.connect` or `Loop.adopt`.
 
-
-cdef int output_free(Output *output) noexcept:
-    cdef Py_ssize_t i
-    if output != NULL:
-        for i in range(output.first, output.end):
-            Py_DECREF(<object>output.parts[i])      # bytes: nobody's finalizer
-        free(output.parts)
-        free(output)
-        _sys.EK_FREED(_sys.EK_OUTPUT)
-    return 0
-
-
-cdef int output_append(Output *output, bytes data) except -1:
-    cdef PyObject **grown
-    cdef Py_ssize_t room
-    if output.end == output.room:
-        if output.first > output.room // 2:         # more than half of it is sent: move up
-            output.end -= output.first
-            memmove(output.parts, output.parts + output.first, output.end * sizeof(PyObject *))
-            output.first = 0
-        else:
-            room = output.room * 2 if output.room else 4
-            grown = <PyObject **>realloc(output.parts, room * sizeof(PyObject *))
-            if grown == NULL:
-                raise MemoryError()
-            output.parts = grown
-            output.room = room
-    Py_INCREF(data)
-    output.parts[output.end] = <PyObject *>data
-    output.end += 1
-    output.size += PyBytes_GET_SIZE(data)
-    return 0
-
-
-cdef ssize_t output_send(const Output *output, int fd) noexcept:
-    """One sendmsg of what is queued: bytes taken by the socket, or -errno."""
-    cdef _sys.iovec vector[SEND_PARTS]
-    cdef Py_ssize_t count = min(output.end - output.first, <Py_ssize_t>SEND_PARTS)
-    cdef Py_ssize_t skip = output.offset
-    cdef Py_ssize_t i
-    for i in range(count):
-        vector[i].iov_base = PyBytes_AS_STRING(<bytes>output.parts[output.first + i]) + skip
-        vector[i].iov_len = PyBytes_GET_SIZE(<bytes>output.parts[output.first + i]) - skip
-        skip = 0
-    return _sys.ek_send_parts(fd, vector, count)
-
-
-cdef int output_drop_sent(Output *output, Py_ssize_t count) noexcept:
-    cdef Py_ssize_t left
-    output.size -= count
-    while count > 0:
-        left = PyBytes_GET_SIZE(<bytes>output.parts[output.first]) - output.offset
-        if count < left:
-            output.offset += count
-            return 0
-        count -= left
-        Py_DECREF(<object>output.parts[output.first])       # sent: let go of it now, not when all is sent
-        output.first += 1
-        output.offset = 0
-    return 0
-
-
-cdef bint rests(Stream stream, uint32_t events) noexcept:
-    """Whether no edge is lost when the stream reads no further for now."""
-    cdef int64_t last = _sys.ek_last_recv()
-    if stream.slot.flags & SLOT_READY or stream.state & (STREAM_PAUSED | STREAM_CLOSING | STREAM_ENDED):
-        return True
-    return last <= 0 or (last < READ_ROOM_BYTES and stream.slot.flags & SLOT_TCP and not events & MORE_THAN_A_READ)
-
-
-cdef class Stream(_core.Endpoint):
-    """A buffered connection. Subclass it, and give the class to `Loop.listen`.
-
-    Upcalls, all from the loop's thread; after `on_close` there is none:
-        on_open()           connected; the first of all
-        on_data(data)       bytes arrived, in order, at least one. An edge is reported once and the stream reads until
-                            there is nothing left, so the next call may follow at once; one fast peer does not starve
-                            the others.
+    Upcalls, all from the loop's thread; after `on_close` there is none. docs/streams.md has them as a table of states.
+        on_open()           connected (with TLS: after the handshake); the first of all
+        on_data(data)       bytes arrived, in order, at least one; or a whole frame, if one was asked for. An edge is
+                            reported once and the stream reads until there is nothing left, so the next call may follow
+                            at once; one fast peer does not starve the others.
         on_eof()            the peer sent its last byte; this side may go on writing. Default: `close()`.
-        on_error(error)     the connection broke (OSError). `on_close(error)` follows.
+        on_drain()          write() said False before; now no more than the low watermark is unsent
+        on_timeout(which)   "read", "write" or "life", see `set_timeout`. Default: the connection ends with
+                            TimeoutError. Overridden, it goes on, and the time starts anew (but for "life").
+        on_error(error)     the connection broke: OSError (with TLS also ssl.SSLError: cut off, garbage), or PeerError
+                            for a frame that is too long or not whole. `on_close(error)` follows.
         on_close(error)     closed; error is None, or what ended it. Called at the end of the turn, never from inside
-                            a call to `close()` or `abort()`.
+                            a call to `close()` or `abort()`. Exactly once, the only upcall of all if it never opened.
 
     An exception in an upcall ends this connection, is reported once (`Loop.set_exception_handler`), and reaches
     on_close.
 
     What one upcall writes leaves as one system call. What the socket does not take is queued, up to `write_limit`
     bytes; beyond it the peer is taken for one that does not read, and the connection is reset (LimitReached in
-    on_close).
+    on_close). The same happens to a peer that takes none of it for 30 seconds (TimeoutError; `set_timeout`).
 
-    No method is thread-safe; from another thread use `Loop.call_soon_threadsafe`.
+    half_close: "answer": a peer that has sent its last byte may still be answered (on_eof). "abort": the connection is
+    dropped as soon as that is known, with what was not read yet.
+
+    No method is thread-safe; from another thread use `Loop.call_soon_threadsafe`. On a stream that is not open all of
+    them raise UsageError, but for `close()` and `abort()`, which then do nothing.
     """
 
-    write_limit = 16777216      # bytes
-
-    def __cinit__(self):
-        _sys.EK_MADE(_sys.EK_STREAM)
+    half_close = "answer"
 
     def __dealloc__(self):
-        _sys.EK_FREED(_sys.EK_STREAM)
-        output_free(self.output)
+        self.drop_options()
 
     def on_open(self):
         pass
@@ -170,439 +76,530 @@ cdef class Stream(_core.Endpoint):
     def on_eof(self):
         self.close()
 
+    def on_drain(self):
+        pass
+
+    def on_timeout(self, which):
+        self.expire(which)
+
     def on_error(self, error):
         pass
 
     def on_close(self, error):
         pass
 
-    # -- what a user calls ---------------------------------------------------------------------------------------------
+    # -- output --------------------------------------------------------------------------------------------------------
 
     def write(self, data):
-        """Send bytes (any bytes-like object; `bytes` are not copied when large). UsageError once closed or closing."""
+        """Send bytes (any bytes-like object; `bytes` are not copied when large). Returns False if more than the high
+        watermark is unsent now: a polite writer then waits for on_drain. UsageError once closed or closing."""
         cdef bytes owner = data if type(data) is bytes else bytes(memoryview(data))
-        self.owner().check_usable()
-        if self.state & STREAM_CLOSING:
-            raise UsageError(f"this {type(self).__name__} is closing; nothing can be written after close()")
+        self.check_writable()
         self.put(PyBytes_AS_STRING(owner), PyBytes_GET_SIZE(owner), owner)
+        return self.has_room()
 
-    def close(self):
-        """Send what is queued, then close. Nothing more is delivered to on_data. A peer that reads none of it for 30
-        seconds is reset; one that goes on sending has 5 seconds to read the end of it. Closing twice does nothing."""
-        if self.slot != NULL:
-            self.owner().check_usable()
-            self.close_softly(STREAM_MAY_LINGER)
+    def writelines(self, pieces):
+        """`write` for each of them; from outside an upcall, too, they leave together."""
+        for data in pieces:
+            Stream.write(self, data)
+        return self.slot != NULL and self.has_room()
 
-    def abort(self):
-        """Close at once with a reset (RST); what is queued is lost. On a closed stream nothing happens."""
-        cdef _core.Loop loop
-        if self.slot != NULL:
-            loop = self.owner()
-            loop.check_usable()
-            _sys.ek_reset_on_close(self.slot.fd)
-            loop.release(self.slot, None)
+    def sendfile(self, file, offset=0, count=None):
+        """Send a piece of a regular file, in order with everything else, without reading it into memory (sendfile(2);
+        with TLS it is read piece by piece).
 
-    def call_soon(self, function, *arguments):
-        """As `Loop.call_soon`, but it dies with this stream."""
-        cdef Loop loop = self.owner()
-        loop.check_usable()
-        return loop.call_bound(self, None, function, arguments)
+        Args:
+            file: an open file or its descriptor, of which a copy is kept until it is sent. Its position is not used.
+            offset: of the first byte.
+            count: how many bytes; None: to the end, as it is now.
 
-    def call_later(self, seconds, function, *arguments):
-        """As `Loop.call_later`, but it dies with this stream."""
-        cdef Loop loop = self.owner()
-        loop.check_usable()
-        return loop.call_bound(self, seconds, function, arguments)
+        Returns as `write` does. Reading from a slow disk stalls the loop for as long. A file that has become shorter
+        when its turn comes ends the connection (OSError, EIO).
+        """
+        cdef int copy
+        fd = checked_fd(file)
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise UsageError(f"sendfile() sends regular files; fd {fd} is something else")
+        offset = checked_number("offset", offset, 0, status.st_size)
+        count = status.st_size - offset if count is None else checked_number("count", count, 0, status.st_size - offset)
+        self.check_writable()
+        if count > 0 and self.error == 0:
+            copy = _sys.ek_duplicate(fd)
+            if copy < 0:
+                raise OSError(-copy, f"sendfile: {strerror(-copy).decode()}")
+            self.put_file(copy, offset, count)
+        return self.has_room()
 
-    @property
-    def is_closing(self):
-        """Whether it is closed, or close() was called."""
-        return self.slot == NULL or (self.state & STREAM_CLOSING) != 0
-
-    @property
-    def peer_address(self):
-        """The other end: (host, port), for IPv6 too; a unix path, "" if it has none; None once closed."""
-        return self.address(True)
-
-    @property
-    def local_address(self):
-        """This end, in the same form; None once closed."""
-        return self.address(False)
-
-    def __repr__(self):
-        state = "closed" if self.slot == NULL else f"fd={self.slot.fd}{' closing' if self.is_closing else ''}"
-        return f"<{type(self).__name__} {state}>"
-
-    cdef object address(self, bint peer):
-        cdef _sys.sockaddr_storage storage
-        cdef char host[256]
-        cdef int length, family
-        cdef int port = 0
+    cdef bint has_room(self) except -1:
+        cdef int64_t unsent
         if self.slot == NULL:
-            return None
-        length = _sys.ek_socket_name(self.slot.fd, peer, &storage)
-        if length < 0:
-            return None                         # ENOTCONN: reset between its event and now
-        family = _sys.ek_read_address(&storage, length, host, &port)
-        if family != _sys.AF_UNIX:
-            return host.decode(), port
-        path = PyBytes_FromStringAndSize(host, max(port, 0))
-        return os.fsdecode(path if path[:1] == b"\0" else path.rstrip(b"\0"))
+            return False
+        unsent = self.unsent()
+        if unsent <= HIGH_BYTES if self.options == NULL else unsent <= self.options.high:
+            return True
+        self.state |= STREAM_TELLS_ROOM
+        return False
 
-    # -- the protocol's side: Python's upcalls by default --------------------------------------------------------------
+    @property
+    def unsent_bytes(self):
+        """Bytes that were written and not taken by the socket yet; with TLS, some of them as ciphertext."""
+        return self.unsent() if self.slot != NULL else 0
+
+    def shutdown_write(self):
+        """Send what is queued, then this side's end-of-stream (FIN; with TLS close_notify). The peer may go on sending;
+        once it has ended too, the connection closes. Doing it twice does nothing."""
+        if not self.state & STREAM_CLOSING:
+            self.check_open()
+        self.owner().check_usable()
+        self.shut()
+
+    cdef int check_open(self) except -1:
+        self.owner().check_usable()
+        if self.state & STREAM_EARLY:
+            raise UsageError(f"this {type(self).__name__} is not open yet, or was given back to its pool")
+        return 0
+
+    cdef int take_room(self) except -1:
+        if self.unsent() <= (HIGH_BYTES // 4 if self.options == NULL else self.options.low):
+            self.state &= ~<uint32_t>STREAM_TELLS_ROOM
+            self.on_drain()
+        return 0
+
+    cdef Py_ssize_t hard_limit(self) except -1:
+        return self.options.hard if self.options != NULL and self.options.hard else self.write_limit
+
+    def set_limits(self, *, high=None, low=None, hard=None):
+        """Watermarks for what is unsent, in bytes; what is not given stays.
+
+        Args:
+            high: above it `write` returns False. Default 65,536.
+            low: on_drain follows once there is no more than this. Default: a quarter of high.
+            hard: beyond it the connection is reset. Default: `write_limit`, 16 MiB. Files count with 64 bytes each.
+        """
+        cdef Options *options
+        self.owner().check_usable()
+        if hard is not None:
+            hard = checked_number("hard", hard, 1, 1 << 62)
+        if high is not None:
+            high = checked_number("high", high, 0, 1 << 62)
+        options = self.want_options()
+        if high is None:
+            high = options.high
+            low = options.low if low is None else checked_number("low", low, 0, high)
+        else:
+            low = high // 4 if low is None else checked_number("low", low, 0, high)
+        self.owner()
+        options = self.want_options()
+        options.high, options.low = high, low
+        if hard is not None:
+            options.hard = hard
+            if self.output != NULL:
+                self.output.limit = hard
+
+    def set_rate(self, *, read=..., write=...):
+        """Limit how fast bytes come and go, as they are on the wire: `RateLimit`, bytes per second, or None for no
+        limit; what is not given stays. Streams that are given the same RateLimit share it."""
+        cdef Extras *extras
+        self.owner().check_usable()
+        limits = [RateLimit(limit) if isinstance(limit, (int, float)) else limit for limit in (read, write)]
+        for limit in limits:
+            if limit is not None and limit is not ... and not isinstance(limit, RateLimit):
+                raise UsageError(f"a rate is an epollkit.RateLimit, bytes per second, or None, not {limit!r}")
+        self.owner()
+        extras = self.want_extras()
+        if read is not ...:
+            self.drop_rate(&extras.read_rate, &extras.read_grant)
+            if limits[0] is not None:
+                Py_INCREF(limits[0])
+                extras.read_rate = <PyObject *>limits[0]
+        if write is not ...:
+            self.drop_rate(&extras.write_rate, &extras.write_grant)
+            if limits[1] is not None:
+                Py_INCREF(limits[1])
+                extras.write_rate = <PyObject *>limits[1]
+        self.state |= STREAM_RATED
+
+    # -- input ---------------------------------------------------------------------------------------------------------
+
+    def pause_reading(self):
+        """No on_data, on_eof or on_error until `resume_reading`; what arrives waits in the kernel, so the peer has to
+        wait, too. FIN and RST are noticed meanwhile: see `peer_closed`. Twice does nothing."""
+        self.check_open()
+        self.pause()
+
+    def resume_reading(self):
+        """Go on where `pause_reading` stopped, in the next turn. Not paused: does nothing."""
+        self.check_open()
+        if self.options != NULL:
+            self.options.read_at_ns = _sys.ek_tick_ns()
+        self.resume()
+
+    def read_exactly(self, count):
+        """From now on on_data gets frames of exactly so many bytes, 1 to 2^30. What has come of a frame is kept, so
+        that many bytes a peer may have this side hold; memory grows with what comes, not with what was announced."""
+        self.frame_as(FRAME_EXACTLY, checked_number("count", count, 1, LARGEST_FRAME_BYTES), None)
+
+    def read_until(self, separator, limit=65536):
+        """From now on on_data gets frames that end with this separator, which is part of them. One that is longer than
+        `limit` bytes ends the connection (PeerError)."""
+        end = bytes(separator)
+        limit = checked_number("limit", limit, 1, LARGEST_FRAME_BYTES)
+        if not 1 <= len(end) <= limit:
+            raise UsageError(f"a separator has 1 to {limit} bytes, what limit says, not {len(end)}")
+        self.frame_as(FRAME_UNTIL, limit, end)
+
+    def read_raw(self):
+        """From now on on_data gets bytes as they come."""
+        self.frame_as(FRAME_RAW, 0, None)
+
+    cdef int frame_as(self, FrameKind kind, Py_ssize_t frame_bytes, bytes separator) except -1:
+        cdef Options *options
+        self.owner().check_usable()
+        options = self.want_options()
+        options.kind = kind
+        options.frame_bytes = frame_bytes
+        Py_XDECREF(options.separator)
+        options.separator = NULL
+        if separator is not None:
+            Py_INCREF(separator)
+            options.separator = <PyObject *>separator
+        options.searched = 0
+        if options.window != options.window_end and not options.delivering:     # it may hold a frame of the new kind
+            self.state |= STREAM_HOLDS
+            if not self.state & DELIVERS_NOT:
+                self.read_on()
+        return 0
+
+    cdef int take_data(self, const char *data, Py_ssize_t length) except -1:
+        EK_ASSERT(self.slot != NULL)
+        if self.options != NULL:
+            if self.options.read_ns:
+                self.options.read_at_ns = _sys.ek_tick_ns()
+            if self.options.kind != FRAME_RAW or self.options.held != NULL:
+                return self.take_framed(data, length)
+        self.on_data(PyBytes_FromStringAndSize(data, length))
+        return 0
+
+    cdef int take_framed(self, const char *data, Py_ssize_t length) except -1:
+        cdef Options *options = self.options
+        if options.held != NULL:                # a frame has begun
+            self.hold(data, length)
+        else:
+            options.window = data
+            options.window_end = data + length
+            options.searched = 0
+        return self.deliver()
+
+    cdef int deliver(self) except -1:
+        """on_data for each whole frame in the window. Whatever a handler changes counts from the next one on."""
+        cdef Options *options = self.options
+        cdef Py_ssize_t size
+        options.delivering = True
+        try:
+            while self.slot != NULL and not self.state & DELIVERS_NOT and options.window < options.window_end:
+                size = frame_size(options)
+                if size == 0:
+                    break
+                if size < 0:
+                    limit = options.frame_bytes
+                    options.window = options.window_end
+                    return self.break_with(PeerError(f"a frame is longer than its limit of {limit} bytes"))
+                data = PyBytes_FromStringAndSize(options.window, size)
+                options.window += size
+                options.searched = 0
+                self.on_data(data)
+                options = self.options
+                if options == NULL:             # given back to its pool
+                    return 0
+        finally:
+            if self.options != NULL:
+                self.options.delivering = False
+                self.keep_rest()
+        return 0
+
+    cdef int keep_rest(self) except -1:
+        """What was not delivered is kept in a buffer of its own; without it there is none."""
+        cdef Options *options = self.options
+        cdef const char *data = options.window
+        cdef Py_ssize_t length = options.window_end - options.window
+        if self.slot == NULL or length == 0:
+            free(options.held)
+            options.held = NULL
+            options.held_room = 0
+            options.window = options.window_end = NULL
+            return 0
+        if options.held == NULL:
+            options.window = options.window_end = NULL
+            self.hold(data, length)
+        if self.state & (STREAM_PAUSED | STREAM_RESTS):
+            self.state |= STREAM_HOLDS
+        return 0
+
+    cdef int hold(self, const char *data, Py_ssize_t length) except -1:
+        """Append to what is held."""
+        cdef Options *options = self.options
+        cdef Py_ssize_t size = options.window_end - options.window
+        cdef Py_ssize_t room = options.held_room
+        cdef char *grown
+        if size and options.window != options.held:
+            memmove(options.held, options.window, size)
+        if size + length > room:
+            room = max(size + length, 2 * room)
+            grown = <char *>realloc(options.held, room)
+            if grown == NULL:
+                options.window, options.window_end = options.held, options.held + size
+                raise MemoryError()
+            options.held, options.held_room = grown, room
+        memcpy(options.held + size, data, length)
+        options.window = options.held
+        options.window_end = options.held + size + length
+        return 0
+
+    cdef int take_held(self) except -1:
+        cdef Options *options = self.options
+        if options != NULL and options.window != options.window_end:
+            self.state &= ~<uint32_t>STREAM_HOLDS
+            self.deliver()
+            if self.slot == NULL:
+                return 0
+            if self.state & DELIVERS_NOT:
+                self.state |= STREAM_HOLDS
+                return 0
+        return Connection.take_held(self)
 
     cdef int take_open(self) except -1:
         self.on_open()
         return 0
 
-    cdef int take_data(self, const char *data, Py_ssize_t length) except -1:
-        EK_ASSERT(self.slot != NULL)
-        self.on_data(PyBytes_FromStringAndSize(data, length))
-        return 0
+    cdef int on_ready(self, uint32_t events) except -1:
+        if events & _sys.EPOLLRDHUP and not self.state & (STREAM_EARLY | STREAM_CLOSING) and self.drops_half_closed():
+            return 0
+        return Connection.on_ready(self, events)
+
+    cdef bint drops_half_closed(self) except -1:
+        policy = self.half_close
+        if policy == "answer":
+            return False
+        if policy != "abort":
+            raise UsageError(f"half_close is \"answer\" or \"abort\", not {policy!r}")
+        reason = ConnectionAbortedError(errno.ECONNABORTED, "the peer has shut down its side; half_close is \"abort\"")
+        if self.slot != NULL:
+            self.owner().release(self.slot, reason)
+        return True
 
     cdef int take_end(self) except -1:
+        cdef Py_ssize_t rest
         EK_ASSERT(self.slot != NULL and self.error == 0)
-        self.on_eof()
+        if self.options != NULL and self.options.window != self.options.window_end:
+            rest = self.options.window_end - self.options.window
+            return self.break_with(PeerError(f"the stream ended within a frame, of which {rest} bytes came"))
+        if not self.drops_half_closed() and self.slot != NULL:
+            self.on_eof()
         return 0
 
+    # -- timeouts ------------------------------------------------------------------------------------------------------
+
+    def set_timeout(self, *, read=..., write=..., life=...):
+        """Deadlines, in seconds, or None for none; what is not given stays.
+
+        Args:
+            read: nothing was received for so long. Time in which this side does not read does not count. Default: None.
+            write: something is unsent, and the socket took nothing of it for so long. Default: 30.
+            life: from now until it has to be over, whatever happens. Default: None.
+
+        `on_timeout` is called up to 20 ms late, never early. It costs one look at a cheap clock per read.
+        """
+        cdef Options *options
+        self.owner().check_usable()
+        read_ns = ... if read is ... else checked_seconds_ns("read", read)
+        write_ns = ... if write is ... else checked_seconds_ns("write", write)
+        life_ns = ... if life is ... else checked_seconds_ns("life", life)
+        self.owner()
+        options = self.want_options()
+        if read_ns is not ...:
+            options.read_ns = read_ns
+            options.read_at_ns = _sys.ek_tick_ns()
+        if write_ns is not ...:
+            options.write_ns = write_ns
+            options.write_at_ns = _sys.ek_tick_ns()
+        if life_ns is not ...:
+            options.life_due_ns = _sys.ek_tick_ns() + <int64_t>life_ns if life_ns else 0
+        if not self.state & (STREAM_EARLY | STREAM_CLOSING):
+            self.arm()
+
+    cdef int arm(self) except -1:
+        """One deadline for all three: the first that may be due. Activity moves it no further; it is looked at again
+        when it comes."""
+        cdef Options *options = self.options
+        cdef int64_t due_ns = INT64_MAX
+        if options.read_ns and not self.state & STREAM_ENDED:
+            due_ns = min(due_ns, options.read_at_ns + options.read_ns)
+        if options.write_ns and has_unsent(self):
+            due_ns = min(due_ns, options.write_at_ns + options.write_ns)
+        if options.life_due_ns:
+            due_ns = min(due_ns, options.life_due_ns)
+        return self.owner().set_deadline(self.slot, 0 if due_ns == INT64_MAX else due_ns + _sys.EK_TICK_NS)
+
+    cdef int take_full(self) except -1:
+        cdef Options *options = self.want_options()
+        options.write_at_ns = _sys.ek_tick_ns()
+        return self.arm() if self.slot != NULL else 0
+
     cdef int take_sent(self) except -1:
+        if self.options != NULL:
+            self.options.write_at_ns = _sys.ek_tick_ns()
         return 0
 
     cdef int take_deadline(self) except -1:
+        cdef Options *options = self.options
+        cdef int64_t now_ns = _sys.ek_tick_ns()
+        if options == NULL:
+            return 0
+        if self.state & (STREAM_PAUSED | STREAM_IN_WAITS):
+            options.read_at_ns = now_ns
+        if self.state & STREAM_OUT_WAITS:
+            options.write_at_ns = now_ns
+        if options.life_due_ns and options.life_due_ns <= now_ns:
+            options.life_due_ns = 0
+            self.on_timeout("life")
+        elif options.write_ns and has_unsent(self) and options.write_at_ns + options.write_ns <= now_ns:
+            options.write_at_ns = now_ns
+            self.on_timeout("write")
+        elif options.read_ns and not self.state & STREAM_ENDED and options.read_at_ns + options.read_ns <= now_ns:
+            options.read_at_ns = now_ns
+            self.on_timeout("read")
+        if self.slot == NULL or self.state & (STREAM_CLOSING | STREAM_EARLY) or self.options == NULL:
+            return 0
+        return self.arm()
+
+    cdef int expire(self, str which) except -1:
+        cdef Options *options = self.want_options()
+        if which == "life":
+            error = TimeoutError(errno.ETIMEDOUT, "its time is over (life)")
+        elif which == "write":
+            error = TimeoutError(errno.ETIMEDOUT, f"the peer took nothing for {options.write_ns / 1e9:g} s")
+        else:
+            error = TimeoutError(errno.ETIMEDOUT, f"nothing was received for {options.read_ns / 1e9:g} s")
+        if self.slot == NULL:
+            return 0
+        return self.end_with(error) if has_unsent(self) else self.owner().release(self.slot, error)
+
+    # -- the end -------------------------------------------------------------------------------------------------------
+
+    def detach(self):
+        """Take the connection out of the loop: `Detached(fd, data)`. The fd is the caller's, non-blocking, and data is
+        what was received and not delivered. on_close(None) follows. UsageError with TLS, and while something that was
+        written is unsent; what this upcall wrote is sent first."""
+        cdef Options *options
+        cdef Extras *extras
+        self.check_writable()
+        if self.state & STREAM_SECURE:
+            raise UsageError("a TLS session can't be detached: what the fd carries is ciphertext")
+        self.flush()
+        if self.slot == NULL or self.error or has_unsent(self):
+            raise UsageError(f"this {type(self).__name__} can't be detached: it broke, or {self.unsent_bytes} bytes "
+                             "are unsent; wait for on_drain")
+        data = b""
+        options, extras = self.options, self.extras
+        if options != NULL and options.window != options.window_end:
+            data = PyBytes_FromStringAndSize(options.window, options.window_end - options.window)
+            options.window = options.window_end
+        if extras != NULL and extras.early != NULL:
+            data += <bytes>extras.early
+        detached = Detached(self.slot.fd, data)
+        if self.slot == NULL:
+            raise UsageError("this stream was closed while it was being detached")
+        self.slot.flags &= ~<uint16_t>SLOT_OWNS_FD
+        _sys.EK_FREED(_sys.EK_FD)
+        self.owner().release(self.slot, None)
+        return detached
+
+    cdef int take_error(self, object error) except -1:
+        self.on_error(error)
         return 0
 
-    # -- the core's upcalls --------------------------------------------------------------------------------------------
-
-    cdef int on_opened(self) except -1:
-        cdef Loop loop = <Loop?><object>self.loop_link
-        self.cork(loop)
-        try:
-            self.take_open()
-        except BaseException:
-            self.cut_short(loop)
-            raise
-        return self.uncork(loop)
-
-    cdef int on_ready(self, uint32_t events) except -1:
-        """ERR and RDHUP are looked at before IN, and as flags: they say what the read will find at its end. Bytes that
-        came before them are delivered first, for a peer may send its request and its FIN in one go.
-        """
-        cdef Loop loop = <Loop>self.loop_link
-        self.cork(loop)
-        try:
-            if events & INPUT:
-                self.read(loop, events)
-                if _sys.EPOLLKIT_DEBUG and self.slot != NULL:
-                    EK_ASSERT(rests(self, events))
-            if events & _sys.EPOLLOUT and self.slot != NULL and self.output != NULL:
-                self.send_queued()
-        except BaseException:
-            self.cut_short(loop)
-            raise
-        return self.uncork(loop)
-
-    cdef int send_queued(self) except -1:
-        """The socket has room again."""
-        cdef Py_ssize_t before = self.output.size
-        self.state &= ~<uint16_t>STREAM_BLOCKED
-        self.flush()
-        if self.slot == NULL or (self.output != NULL and self.output.size == before):
-            return 0
-        if self.state & STREAM_CLOSING:
-            return self.set_deadline_ns(CLOSE_TIMEOUT_NS)       # counts from the last progress
-        return self.take_sent()
-
-    cdef int on_deadline(self) except -1:
-        cdef Loop loop = <Loop>self.loop_link
-        if self.state & STREAM_DRAINING:        # it had its time to read the end
-            return loop.release(self.slot, None)
-        if self.state & STREAM_CLOSING:
-            return self.end_with(TimeoutError("the peer does not read what was written before close()"))
-        self.cork(loop)
-        try:
-            self.take_deadline()
-        except BaseException:
-            self.cut_short(loop)
-            raise
-        return self.uncork(loop)
-
-    cdef int on_closed(self, object reason) except -1:
-        self.drop_output()
-        if reason is None and self.error:       # it broke, and then its own handler closed it
-            reason = OSError(self.error, strerror(self.error).decode())
+    cdef int take_closed(self, object reason) except -1:
         self.on_close(reason)
         return 0
 
-    # -- output --------------------------------------------------------------------------------------------------------
+    cdef int let_go(self) except -1:
+        self.drop_options()
+        return Connection.let_go(self)
 
-    cdef int cork(self, Loop loop) except -1:
-        EK_ASSERT(loop.scratch_used == 0)
-        self.state |= STREAM_CORKED
-        loop.scratch_used = 0
+    cdef Options *want_options(self) except NULL:
+        cdef Options *options = self.options
+        if options == NULL:
+            options = <Options *>calloc(1, sizeof(Options))
+            if options == NULL:
+                raise MemoryError()
+            _sys.EK_MADE(_sys.EK_OPTIONS)
+            options.high = HIGH_BYTES
+            options.low = HIGH_BYTES // 4
+            options.write_ns = WRITE_TIMEOUT_NS
+            self.options = options
+        return options
+
+    cdef int drop_options(self) noexcept:
+        if self.options != NULL:
+            Py_XDECREF(self.options.separator)
+            free(self.options.held)
+            free(self.options)
+            self.options = NULL
+            _sys.EK_FREED(_sys.EK_OPTIONS)
         return 0
 
-    cdef int uncork(self, Loop loop) except -1:
-        """The upcall is over: what it wrote leaves now, in one send."""
-        self.state &= ~<uint16_t>STREAM_CORKED
-        if self.slot == NULL:
-            loop.scratch_used = 0
-            return 0
-        if loop.scratch_used or self.output != NULL:
-            self.flush()
-        if self.state & STREAM_CLOSING and self.slot != NULL and self.output == NULL:
-            self.finish()
-        return 0
+    def _park(self, idle_seconds):
+        if self.options != NULL and self.options.window != self.options.window_end:
+            return False
+        return Connection._park(self, idle_seconds)
 
-    cdef int cut_short(self, Loop loop) except -1:
-        """An exception ends the upcall: what it wrote is queued, in case that the stream survives."""
-        self.state &= ~<uint16_t>STREAM_CORKED
-        return self.spill(loop)
+    cdef int forget(self) except -1:
+        self.drop_options()
+        return Connection.forget(self)
 
-    cdef int spill(self, Loop loop) except -1:
-        """Move what was gathered to the queue: something larger follows, or an exception cuts the upcall short."""
-        if loop.scratch_used and self.slot != NULL:
-            data = PyBytes_FromStringAndSize(loop.scratch, loop.scratch_used)
-            loop.scratch_used = 0
-            self.queue(data)
-        loop.scratch_used = 0
-        return 0
 
-    cdef int put(self, const char *data, Py_ssize_t length, bytes owner) except -1:
-        """Send these bytes in order with all others. owner: the bytes object they are in, or None to have them
-        copied."""
-        cdef Loop loop
-        if self.slot == NULL or length == 0 or self.error:      # error: the reader is about to report it
-            return 0
-        loop = <Loop>self.loop_link
-        if self.state & STREAM_CORKED and self.output == NULL:
-            if length <= SCRATCH_PIECE_BYTES and length <= SCRATCH_BYTES - loop.scratch_used:
-                memcpy(loop.scratch + loop.scratch_used, data, length)
-                loop.scratch_used += length
-                return 0
-            self.spill(loop)
-        return self.queue(owner if owner is not None else PyBytes_FromStringAndSize(data, length))
+cdef Py_ssize_t frame_size(Options *options) noexcept:
+    """Bytes of the frame at the window's start; 0: it is not whole yet; -1: it is too long."""
+    cdef Py_ssize_t length = options.window_end - options.window
+    cdef Py_ssize_t end_length
+    cdef const char *found
+    if options.kind == FRAME_RAW:
+        return length
+    if options.kind == FRAME_EXACTLY:
+        return options.frame_bytes if length >= options.frame_bytes else 0
+    end_length = PyBytes_GET_SIZE(<bytes>options.separator)
+    found = <const char *>memmem(options.window + options.searched, length - options.searched,
+                                 PyBytes_AS_STRING(<bytes>options.separator), end_length)
+    if found != NULL:
+        length = found - options.window + end_length
+        return length if length <= options.frame_bytes else -1
+    options.searched = max(<Py_ssize_t>0, length - end_length + 1)
+    return 0 if length < options.frame_bytes else -1
 
-    cdef int queue(self, bytes data) except -1:
-        cdef Loop loop
-        cdef Output *output
-        cdef Py_ssize_t limit
-        if self.output == NULL:
-            self.output = output_new(PY_SSIZE_T_MAX)    # first: what somebody's write_limit writes is queued, too
-            try:
-                limit = self.write_limit
-            except BaseException:
-                self.drop_output()
-                raise
-            if self.output != NULL:
-                self.output.limit = limit
-        if self.slot == NULL:
-            return self.drop_output()
-        loop = <Loop>self.loop_link
-        output = self.output
-        output_append(output, data)
-        if output.size + (output.end - output.first - 1) * PART_COST_BYTES > output.limit:
-            return self.end_with(LimitReached(
-                f"{output.size} bytes wait for a peer that does not read, write_limit is {output.limit}"))
-        EK_ASSERT(output.size <= output.limit)
-        if not self.state & (STREAM_CORKED | STREAM_BLOCKED):
-            loop.make_ready(self.slot, _sys.EPOLLOUT)       # leaves with whatever else is written until then
-        return 0
 
-    cdef int drop_output(self) noexcept:
-        output_free(self.output)
-        self.output = NULL
-        return 0
-
-    cdef int end_with(self, object reason) except -1:
-        """Reset. The reason is made before the slot is looked at: allocating may run the collector, so anything."""
-        if self.slot == NULL:
-            return 0
-        _sys.ek_reset_on_close(self.slot.fd)
-        return self.owner().release(self.slot, reason)
-
-    cdef int flush(self) except -1:
-        """Give the socket what there is. What it does not take waits for OUT."""
-        cdef Loop loop
-        cdef ssize_t sent
-        cdef Py_ssize_t offered
-        if self.slot == NULL:
-            return 0
-        loop = <Loop>self.loop_link
-        if loop.scratch_used and self.output == NULL:
-            offered = loop.scratch_used
-            loop.scratch_used = 0
-            sent = _sys.ek_send(self.slot.fd, loop.scratch, offered)
-            if sent == offered:
-                return 0
-            if sent < 0 and sent != -errno.EAGAIN:
-                return self.write_failed(<int>-sent)
-            sent = max(sent, 0)
-            self.block()
-            return self.queue(PyBytes_FromStringAndSize(loop.scratch + sent, offered - sent))
-        while self.output != NULL and not self.state & STREAM_BLOCKED:
-            sent = output_send(self.output, self.slot.fd)
-            if sent == -errno.EAGAIN:
-                return self.block()
-            if sent < 0:
-                return self.write_failed(<int>-sent)
-            output_drop_sent(self.output, sent)
-            if self.output.size == 0:
-                self.unblock()
-        return 0
-
-    cdef int block(self) except -1:
-        """The socket is full: from now on it is watched for OUT."""
-        self.state |= STREAM_BLOCKED
-        if self.state & STREAM_OUT_WATCHED:
-            return 0
-        if self.slot.events == 0:               # still in take_open, before the epoll set: come back next turn
-            return self.owner().make_ready(self.slot, _sys.EPOLLOUT)
-        self.state |= STREAM_OUT_WATCHED
-        return self.owner().rewatch(self.slot, self.slot.events | _sys.EPOLLOUT)
-
-    cdef int unblock(self) except -1:
-        """All is sent. TCP stays watched: it raises OUT only after it was full; a unix socket, whenever its peer
-        reads."""
-        self.drop_output()
-        if self.state & STREAM_OUT_WATCHED and not self.slot.flags & SLOT_TCP:
-            self.state &= ~<uint16_t>STREAM_OUT_WATCHED
-            return self.owner().rewatch(self.slot, self.slot.events & ~_sys.EPOLLOUT)
-        return 0
-
-    cdef int write_failed(self, int code) except -1:
-        """The peer is gone, and this call has consumed the pending error: keep it. Bytes that came before are still
-        to be read, so the verdict is the reader's, who reports this error at their end.
-        """
-        cdef Loop loop = <Loop>self.loop_link
-        self.drop_output()
-        if self.error == 0:
-            self.error = code
-        if self.state & (STREAM_CLOSING | STREAM_ENDED):
-            return self.broken(_sys.EPOLLERR)
-        self.state &= ~<uint16_t>STREAM_PAUSED
-        loop.make_ready(self.slot, <uint16_t>(_sys.EPOLLIN | _sys.EPOLLERR))
-        return 0
-
-    # -- input ---------------------------------------------------------------------------------------------------------
-
-    cdef int read(self, Loop loop, uint32_t events) except -1:
-        cdef Py_ssize_t budget = READ_BUDGET_BYTES
-        cdef ssize_t count
-        while self.slot != NULL and not self.state & (STREAM_PAUSED | STREAM_CLOSING | STREAM_ENDED):
-            if budget <= 0:
-                return loop.make_ready(self.slot, <uint16_t>events)
-            count = _sys.ek_recv(self.slot.fd, loop.input, READ_ROOM_BYTES)
-            if count > 0:
-                budget -= count
-                self.take_data(loop.input, count)
-                if count < READ_ROOM_BYTES and not events & MORE_THAN_A_READ and self.slot != NULL \
-                        and self.slot.flags & SLOT_TCP:
-                    return 0            # drained, and one recv saved; without the flags, whatever follows is a new edge
-            elif count == 0:
-                return self.end(events)
-            elif count == -errno.EAGAIN:
-                break
-            else:
-                return self.read_failed(<int>-count)
-        if self.slot == NULL:
-            return 0
-        if self.state & STREAM_DRAINING:
-            return self.drain(loop)
-        if self.state & STREAM_PAUSED:
-            return 0
-        return self.broken(events) if events & (_sys.EPOLLERR | _sys.EPOLLHUP) else 0
-
-    cdef int read_failed(self, int code) except -1:
-        if self.error == 0:
-            self.error = code
-        return self.broken(_sys.EPOLLERR)
-
-    cdef int end(self, uint32_t events) except -1:
-        """recv said 0. After an error that only means that somebody has read the error already: a truncated stream
-        must not pass for a complete one. With HUP or ERR the peer is gone altogether, which no further edge will say.
-        """
-        if self.error:
-            return self.broken(_sys.EPOLLERR)
-        self.state |= STREAM_ENDED
-        self.take_end()
-        if self.slot == NULL or not events & (_sys.EPOLLERR | _sys.EPOLLHUP):
-            return 0
-        if events & _sys.EPOLLERR:
-            return self.broken(events)
-        return self.owner().make_ready(self.slot, _sys.EPOLLHUP)    # once what take_end wrote was tried
-
-    cdef int broken(self, uint32_t events) except -1:
-        """ERR or HUP, and everything that was buffered has been delivered: the one place that reads SO_ERROR."""
-        if self.error == 0 and events & _sys.EPOLLERR:
-            EK_ASSERT(self.error == 0)
-            self.error = _sys.ek_take_error(self.slot.fd)
-        if self.error == 0 and self.output != NULL:
-            self.error = errno.EPIPE            # what a send would say
-        error = OSError(self.error, strerror(self.error).decode()) if self.error else None
-        if error is not None and not self.state & STREAM_CLOSING:
-            self.on_error(error)
-        if self.slot != NULL:
-            self.owner().release(self.slot, error)
-        return 0
-
-    cdef int pause(self) except -1:
-        """Stop reading. FIN and RST are still noticed, as flags."""
-        self.state |= STREAM_PAUSED
-        return 0
-
-    cdef int resume(self) except -1:
-        """Read again, as if a new edge had come: the one that came meanwhile is spent."""
-        cdef Loop loop
-        if self.slot == NULL or not self.state & STREAM_PAUSED:
-            return 0
-        loop = <Loop>self.loop_link
-        self.state &= ~<uint16_t>STREAM_PAUSED
-        return loop.make_ready(self.slot, <uint16_t>(_sys.EPOLLIN | (
-            _sys.EPOLLRDHUP if self.slot.flags & SLOT_PEER_CLOSED else 0)))
-
-    # -- closing -------------------------------------------------------------------------------------------------------
-
-    cdef int set_deadline_ns(self, int64_t duration_ns) except -1:
-        """`take_deadline` once that long has passed, by the cheap clock: up to two ticks late, never early; 0
-        disarms."""
-        cdef Loop loop
-        if self.slot == NULL:
-            return 0
-        loop = <Loop>self.loop_link
-        return loop.set_deadline(self.slot, _sys.ek_tick_ns() + _sys.EK_TICK_NS + duration_ns if duration_ns else 0)
-
-    cdef int close_softly(self, uint16_t linger) except -1:
-        """linger: STREAM_LINGERS where input may still be on its way, for closing over it would reset the connection
-        and destroy the answer; STREAM_MAY_LINGER to ask the socket; 0 where nothing can be lost."""
-        if self.slot == NULL or self.state & STREAM_CLOSING:
-            return 0
-        self.state |= STREAM_CLOSING | linger
-        self.set_deadline_ns(CLOSE_TIMEOUT_NS)
-        if self.state & STREAM_CORKED or self.output != NULL:
-            return 0                            # uncork() finishes, or the flush that empties the queue
-        return self.finish()
-
-    cdef int finish(self) except -1:
-        """Closing, and everything is sent."""
-        cdef Loop loop = <Loop>self.loop_link
-        if self.state & STREAM_MAY_LINGER and _sys.ek_holds_bytes(self.slot.fd):
-            self.state |= STREAM_LINGERS
-        if not self.state & STREAM_LINGERS or self.state & STREAM_ENDED:
-            return loop.release(self.slot, None)
-        if self.state & STREAM_DRAINING:
-            return 0
-        self.state |= STREAM_DRAINING
-        _sys.ek_shutdown_write(self.slot.fd)
-        self.set_deadline_ns(LINGER_TIMEOUT_NS)
-        return loop.make_ready(self.slot, _sys.EPOLLIN)
-
-    cdef int drain(self, Loop loop) except -1:
-        """Throw input away until the peer's end, within limits."""
-        cdef ssize_t count
-        while True:
-            count = _sys.ek_recv(self.slot.fd, loop.input, READ_ROOM_BYTES)
-            if count == -errno.EAGAIN:
-                return 0
-            if count <= 0 or self.lingered == LINGER_READS:
-                return loop.release(self.slot, None)
-            self.lingered += 1
+def adopt(Loop loop not None, int fd, bint is_tcp, factory, bytes data not None):
+    """Register a connected, non-blocking stream socket, which is the loop's if this returns. on_open is called in the
+    next turn, then on_data with `data`, if there is any."""
+    cdef Connection connection
+    made = factory()
+    if not isinstance(made, Connection):
+        raise UsageError(f"the factory of adopt() returned {made!r}, not a stream")
+    connection = made
+    loop.attach(connection, fd, SLOT_TELLS_CLOSE | SLOT_CONNECTION | (SLOT_TCP if is_tcp else 0))
+    try:
+        loop.watch(connection.slot, _sys.EPOLLIN | _sys.EPOLLPRI | _sys.EPOLLRDHUP | _sys.EPOLLET)
+        if data:
+            connection.want_extras()
+            Py_INCREF(data)
+            connection.extras.early = <PyObject *>data
+            connection.state |= STREAM_HOLDS
+    except BaseException:
+        if connection.slot != NULL:
+            loop.release(connection.slot, None)
+        raise
+    connection.slot.flags |= SLOT_OWNS_FD
+    _sys.EK_MADE(_sys.EK_FD)
+    connection.state |= STREAM_UNOPENED
+    loop.make_ready(connection.slot, _sys.EPOLLIN)
+    return connection

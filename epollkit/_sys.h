@@ -27,6 +27,7 @@
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -164,6 +165,15 @@ static inline ssize_t EK_REAL(recv)(int fd, void *buffer, size_t room)
     return count < 0 ? -errno : count;
 }
 
+/* What recv would find, without taking it: 1: a byte; 0: the end; or -errno, of which a pending error is taken. */
+static inline int EK_REAL(peek)(int fd)
+{
+    char byte;
+    ssize_t count;
+    EK_RETRY(count, recv(fd, &byte, 1, MSG_PEEK));
+    return count < 0 ? -errno : (int)count;
+}
+
 static inline ssize_t EK_REAL(send)(int fd, const void *data, size_t length)
 {
     ssize_t count;
@@ -179,6 +189,30 @@ static inline ssize_t EK_REAL(send_parts)(int fd, struct iovec *parts, size_t pa
     message.msg_iovlen = part_count;
     EK_RETRY(count, sendmsg(fd, &message, MSG_NOSIGNAL));
     return count < 0 ? -errno : count;
+}
+
+/* Sends from a file at *offset, which the call moves on, past the page cache and without a copy; 0 at the file's end. */
+static inline ssize_t EK_REAL(send_file)(int fd, int file, int64_t *offset, size_t length)
+{
+    ssize_t count;
+    off_t from = (off_t)*offset;
+    EK_RETRY(count, sendfile(fd, file, &from, length));
+    *offset = (int64_t)from;
+    return count < 0 ? -errno : count;
+}
+
+static inline ssize_t EK_REAL(read_at)(int file, void *buffer, size_t room, int64_t offset)
+{
+    ssize_t count;
+    EK_RETRY(count, pread(file, buffer, room, (off_t)offset));
+    return count < 0 ? -errno : count;
+}
+
+/* A descriptor of our own for the same open file. */
+static inline int EK_REAL(duplicate)(int fd)
+{
+    int copy = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    return copy < 0 ? -errno : copy;
 }
 
 static inline int EK_REAL(shutdown_write)(int fd) { return shutdown(fd, SHUT_WR) < 0 ? -errno : 0; }

@@ -42,6 +42,8 @@ cdef extern from "_sys.h" nogil:
         EK_TOKEN
         EK_TIMER
         EK_OUTPUT
+        EK_EXTRAS
+        EK_OPTIONS
         EK_PARTIAL
         EK_REQUEST
         EK_RESPONSE
@@ -60,8 +62,12 @@ cdef extern from "_sys.h" nogil:
     int ek_accept(int fd) noexcept
     int ek_accept_queue(int fd) noexcept
     ssize_t ek_recv(int fd, void *buffer, size_t room) noexcept
+    int ek_peek(int fd) noexcept
     ssize_t ek_send(int fd, const void *data, size_t length) noexcept
     ssize_t ek_send_parts(int fd, iovec *parts, size_t part_count) noexcept
+    ssize_t ek_send_file(int fd, int file, int64_t *offset, size_t length) noexcept
+    ssize_t ek_read_at(int file, void *buffer, size_t room, int64_t offset) noexcept
+    int ek_duplicate(int fd) noexcept
     int ek_shutdown_write(int fd) noexcept
     int ek_shutdown(int fd) noexcept
     int ek_replace(int fd, int target) noexcept

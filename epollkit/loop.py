@@ -7,11 +7,15 @@ import socket
 import threading
 import weakref
 from collections.abc import Callable
+from ssl import SSLContext
 from typing import Any
 
 from epollkit import _sockets
+from epollkit._buffered import Loop as StreamLoop
+from epollkit._checks import checked_seconds_ns
+from epollkit._connection import Connection
 from epollkit._listener import Listener, listen
-from epollkit._stream import Loop as StreamLoop
+from epollkit._stream import adopt
 from epollkit.errors import UsageError
 from epollkit.events import IN
 
@@ -36,6 +40,22 @@ def _in_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
 
 
+def _secured(factory: Callable[[], Any], context: SSLContext, handshake_timeout: float) -> Callable[[], Any]:
+    """The same factory, with TLS on what it makes."""
+    if not isinstance(context, SSLContext):
+        raise UsageError(f"ssl is an ssl.SSLContext, not {context!r}")
+    if checked_seconds_ns("ssl_handshake_timeout", handshake_timeout) == 0:
+        raise UsageError("a TLS handshake needs a deadline: ssl_handshake_timeout is a number of seconds")
+
+    def make() -> Any:
+        made = factory()
+        if not isinstance(made, Connection):
+            raise UsageError(f"the factory returned {made!r}, which can't speak TLS; a Stream can")
+        made._secure(context, True, None, handshake_timeout)
+        return made
+    return make
+
+
 class Loop(StreamLoop):
     __doc__ = StreamLoop.__doc__
 
@@ -49,7 +69,8 @@ class Loop(StreamLoop):
         _loops.add(self)
 
     def listen(self, address: _sockets.Address, factory: Callable[[], Any], *, backlog: int = 2048,
-               reuse_port: bool = False, exclusive: bool = False, defer_accept: bool = False) -> Listener:
+               reuse_port: bool = False, exclusive: bool = False, defer_accept: bool = False,
+               ssl: SSLContext | None = None, ssl_handshake_timeout: float = 10.0) -> Listener:
         """Listen, and make one endpoint with `factory()` for each connection that is accepted. Returns a `Listener`.
 
         Args:
@@ -62,12 +83,16 @@ class Loop(StreamLoop):
             defer_accept: TCP_DEFER_ACCEPT: a connection is accepted with its first bytes there, and read at once. Only
                 where the client speaks first; a silent one waits in the kernel for about a second, outside our
                 deadlines and counters, and is then accepted as usual.
+            ssl: TLS, with a server's `ssl.SSLContext`. on_open comes after the handshake.
+            ssl_handshake_timeout: seconds that a handshake may take.
 
         Raises OSError (in use, no permission, no such address) or UsageError, each with one sentence. Not thread-safe.
         """
         self.check_usable()    # a closed loop, or a wrong thread, says so before a socket is opened
         if not callable(factory):
             raise UsageError(f"a factory is called without arguments; {factory!r} can't be called")
+        if ssl is not None:
+            factory = _secured(factory, ssl, ssl_handshake_timeout)
         try:
             opened = _sockets.open_listener(address, backlog, reuse_port, defer_accept)
         except ValueError as error:
@@ -79,6 +104,29 @@ class Loop(StreamLoop):
             if opened.file is not None:
                 opened.file.remove()
             raise
+
+    def adopt(self, connected: int | socket.socket, factory: Callable[[], Any], data: bytes = b"") -> Any:
+        """Take a connected stream socket in. Returns what `factory()` made for it; on_open follows in the next turn.
+
+        Args:
+            connected: its descriptor, or a socket object, which is detached from it. The loop's from here on, not if
+                this raises.
+            data: what was received of it already (`Stream.detach` hands it out): on_data gets it first.
+
+        Raises UsageError: not a connected stream socket, or registered already. Not thread-safe.
+        """
+        self.check_usable()
+        if not callable(factory):
+            raise UsageError(f"a factory is called without arguments; {factory!r} can't be called")
+        try:
+            is_tcp = _sockets.check_connected(connected)
+        except (ValueError, OSError) as error:
+            raise UsageError(f"can't adopt {connected!r}: {error}") from None
+        stream = adopt(self, connected if isinstance(connected, int) else connected.fileno(), is_tcp, factory,
+                       bytes(data))
+        if not isinstance(connected, int):
+            connected.detach()
+        return stream
 
     def add_signal_handler(self, signum: int, function: Callable[..., object], *arguments: Any) -> None:
         """Run a function in the loop when a signal comes. Only in the main thread (`signal.signal`'s own rule)."""

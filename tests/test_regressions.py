@@ -18,6 +18,7 @@ from batches import Log, Spy, finalizer_at_next_allocation, in_child, settle
 
 import epollkit
 from epollkit import IN, Stream
+from epollkit._connection import Connection
 from epollkit.http import Response, listen, serve
 
 
@@ -138,10 +139,10 @@ def test_an_fd_that_somebody_else_added_to_the_set(loop, stage):
 
 def test_admission_that_ends_the_connection_itself(stage, caplog):
     with epollkit.Loop() as loop:
-        found: list[Stream] = []
+        found: list[Connection] = []
 
         def admit(address: object) -> bool:
-            found[:] = [made for made in gc.get_referents(loop) if isinstance(made, Stream)]
+            found[:] = [made for made in gc.get_referents(loop) if isinstance(made, Connection)]
             found[0].abort()
             return True
 

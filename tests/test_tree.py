@@ -13,13 +13,16 @@ PACKAGE = ROOT / "epollkit"
 
 # What each module may import or cimport, besides the leaves and itself: only what stands before it.
 LAYERS = [
-    ("leaf", ["_sys", "_timers", "_slots", "_epollset", "_idle", "errors", "events", "stats", "_checks", "_sockets"]),
+    ("leaf", ["_sys", "_timers", "_slots", "_epollset", "_idle", "_output", "errors", "events", "stats", "_checks",
+              "_sockets"]),
     ("below the core", ["_tokens", "_calls", "_tls", "_rate"]),
     ("core", ["_core"]),
     ("scheduling", ["_schedule"]),
     ("room", ["_room"]),
     ("raw API", ["_raw"]),
     ("listening", ["_listener"]),
+    ("connection", ["_buffered"]),
+    ("TLS and rates", ["_connection"]),
     ("stream", ["_stream"]),
     ("loop", ["loop", "__init__"]),
     ("codec", ["_http1", "_http1_python"]),

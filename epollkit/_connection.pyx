@@ -1,0 +1,415 @@
+"""`Connection`."""
+from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_FromStringAndSize
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.object cimport PyObject, visitproc
+from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
+from libc cimport errno
+from libc.stdint cimport int64_t, uint16_t, uint32_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport strerror
+
+cimport epollkit._sys as _sys
+from epollkit._buffered cimport (
+    READ_ROOM_BYTES, SCRATCH_BYTES, STREAM_BLOCKED, STREAM_CLOSING, STREAM_CORKED, STREAM_EARLY, STREAM_ENDED,
+    STREAM_HOLDS, STREAM_IN_WAITS, STREAM_MAY_PARK, STREAM_OUT_WAITS, STREAM_PAUSED, STREAM_RATED,
+    STREAM_RESTS, STREAM_SEALED, STREAM_SECURE, STREAM_SHAKING, STREAM_UNOPENED, WRITE_BUDGET_BYTES, Buffered, Loop,
+    has_unsent,
+)
+from epollkit._output cimport output_drop_sent, output_free, output_is_empty, output_peek
+from epollkit._rate cimport RateLimit
+from epollkit._slots cimport SLOT_PEER_CLOSED
+from epollkit._sys cimport EK_ASSERT
+from epollkit._tls cimport Tls
+
+cdef enum:
+    DELIVERS_NOT = STREAM_PAUSED | STREAM_CLOSING | STREAM_ENDED | STREAM_RESTS
+
+
+cdef object os_error(int code):
+    return OSError(code, strerror(code).decode())
+
+
+cdef class Connection(Buffered):
+    """A buffered connection: what `Stream`, an HTTP connection and protocols in Cython have in common.
+
+    An exception in an upcall ends this connection, is reported once (`Loop.set_exception_handler`), and is the reason
+    with which it closes. What one upcall writes leaves as one system call. What the socket does not take is queued, up
+    to `write_limit` bytes; beyond it the peer is taken for one that does not read, and the connection is reset.
+
+    No method is thread-safe; from another thread use `Loop.call_soon_threadsafe`.
+    """
+
+    def __dealloc__(self):
+        self.drop_extras()
+
+    @property
+    def ssl_object(self):
+        """The `ssl.SSLObject` of this connection, which knows certificates, cipher and protocol; None without TLS, and
+        once closed."""
+        return (<Tls>self.extras.tls).ssl_object if self.extras != NULL and self.extras.tls != NULL else None
+
+    cdef Extras *want_extras(self) except NULL:
+        if self.extras == NULL:
+            self.extras = <Extras *>calloc(1, sizeof(Extras))
+            if self.extras == NULL:
+                raise MemoryError()
+            _sys.EK_MADE(_sys.EK_EXTRAS)
+        return self.extras
+
+    cdef int drop_extras(self) except -1:
+        cdef Extras *extras = self.extras
+        if extras == NULL:
+            return 0
+        self.drop_rates()
+        self.extras = NULL
+        Py_XDECREF(extras.tls)
+        Py_XDECREF(extras.sealed)
+        Py_XDECREF(extras.early)
+        free(extras)
+        _sys.EK_FREED(_sys.EK_EXTRAS)
+        return 0
+
+    cdef int let_go(self) except -1:
+        self.drop_output()
+        return self.drop_extras()
+
+    cdef int visit(self, visitproc visit, void *argument) except -1:
+        if self.extras != NULL and self.extras.tls != NULL:     # its context may lead back
+            return visit(self.extras.tls, argument)
+        return 0
+
+    cdef int on_ready_early(self, uint32_t events) except -1:
+        """Adopted and not opened, or in its TLS handshake, or at rest in a pool."""
+        if self.state & STREAM_RESTS:
+            self.is_undisturbed()
+            return 0
+        if self.state & STREAM_UNOPENED:
+            self.state &= ~<uint32_t>STREAM_UNOPENED
+            self.on_opened()
+        else:
+            self.shake()
+        if self.slot == NULL or self.state & STREAM_EARLY:
+            return 0
+        return self.on_ready(events | _sys.EPOLLIN)
+
+    cdef int64_t unsent(self) noexcept:
+        cdef int64_t size = Buffered.unsent(self)
+        if self.state & STREAM_SEALED:
+            size += PyBytes_GET_SIZE(<bytes>self.extras.sealed) - self.extras.sealed_sent
+        return size
+
+    cdef int receive(self, Loop loop, Py_ssize_t count, Py_ssize_t room) except -1:
+        """So many bytes came, through a rate limit or TLS or both."""
+        if self.extras.read_rate != NULL:
+            (<RateLimit>self.extras.read_rate).give_back(room - count)
+            self.extras.read_grant = 0
+        if not self.state & STREAM_SECURE:
+            return self.take_data(loop.input, count)
+        return self.open_records(loop.input, count)
+
+    cdef int take_held(self) except -1:
+        """What is here already comes before anything from the kernel."""
+        self.state &= ~<uint32_t>STREAM_HOLDS
+        if self.extras == NULL:
+            return 0
+        if self.extras.early != NULL:
+            early = <bytes>self.extras.early
+            Py_DECREF(early)
+            self.extras.early = NULL
+            self.take_data(PyBytes_AS_STRING(early), PyBytes_GET_SIZE(early))
+        return self.open_records(NULL, 0) if self.state & STREAM_SECURE and self.slot != NULL else 0
+
+    # -- rate limits ---------------------------------------------------------------------------------------------------
+
+    cdef Py_ssize_t read_room(self) except -1:
+        """How much may be read now; 0: later, which is arranged. `receive` gives back what was not used of it."""
+        cdef Extras *extras = self.extras
+        if extras.read_rate == NULL:
+            return READ_ROOM_BYTES
+        if extras.read_grant == 0:
+            extras.read_grant = self.granted(<RateLimit>extras.read_rate, READ_ROOM_BYTES, STREAM_IN_WAITS)
+        return extras.read_grant if not self.state & STREAM_IN_WAITS else 0
+
+    cdef Py_ssize_t write_room(self, Py_ssize_t wanted) except -1:
+        """How much of that may be sent now; 0: later, which is arranged."""
+        cdef Extras *extras = self.extras
+        if not self.state & STREAM_RATED or extras.write_rate == NULL:
+            return wanted
+        if extras.write_grant == 0:
+            extras.write_grant = self.granted(<RateLimit>extras.write_rate, wanted, STREAM_OUT_WAITS)
+        return min(extras.write_grant, wanted) if not self.state & STREAM_OUT_WAITS else 0
+
+    cdef int wrote(self, Py_ssize_t count) except -1:
+        """What write_room() allowed was used for so many bytes."""
+        cdef Extras *extras = self.extras
+        if self.state & STREAM_RATED and extras.write_rate != NULL:
+            (<RateLimit>extras.write_rate).give_back(extras.write_grant - count)
+            extras.write_grant = 0
+        return 0
+
+    cdef Py_ssize_t granted(self, RateLimit rate, Py_ssize_t wanted, uint32_t waits) except -1:
+        """So many bytes may go, now or, if the state says so, once a timer has run that is set here."""
+        cdef int64_t now_ns = _sys.ek_now_ns()
+        cdef int64_t due_ns
+        cdef Py_ssize_t count = rate.reserve(now_ns, wanted, &due_ns)
+        if due_ns > now_ns:
+            self.state |= waits
+            (<Loop>self.loop_link).call_bound(self, (due_ns - now_ns) / 1e9, self._go_on, (waits,))
+        return count
+
+    def _go_on(self, uint32_t waits):
+        self.state &= ~waits
+        if waits == STREAM_IN_WAITS:
+            self.read_on()
+        else:
+            self.owner().make_ready(self.slot, _sys.EPOLLOUT)
+
+    # -- TLS -----------------------------------------------------------------------------------------------------------
+
+    def _secure(self, context, server_side, server_hostname, handshake_timeout):
+        """Speak TLS: to be called before it is opened. take_open comes after the handshake."""
+        cdef Extras *extras
+        cdef int64_t shake_ns = <int64_t>(handshake_timeout * 1e9)
+        cdef Tls tls = Tls(context, server_side, server_hostname)
+        extras = self.want_extras()
+        Py_INCREF(tls)
+        extras.tls = <PyObject *>tls
+        extras.shake_ns = shake_ns
+        self.state |= STREAM_SECURE
+
+    cdef int start_shaking(self) except -1:
+        self.state |= STREAM_SHAKING
+        self.set_deadline_ns(self.extras.shake_ns)
+        return self.shake()
+
+    cdef int shaken_too_long(self) except -1:
+        return self.shaken(TimeoutError(
+            f"the TLS handshake took longer than {self.extras.shake_ns / 1e9:g} seconds"), NULL, 0)
+
+    cdef int flush_filtered(self, Loop loop) except -1:
+        return self.flush_secure(loop) if self.state & STREAM_SECURE else self.flush_queue(loop)
+
+    cdef int flush_secure(self, Loop loop) except -1:
+        """What goes to the socket is ciphertext. It is made a piece at a time, so that little of it is in memory."""
+        cdef Extras *extras = self.extras
+        cdef Py_ssize_t budget = WRITE_BUDGET_BYTES
+        cdef Py_ssize_t left, most
+        cdef ssize_t sent
+        while self.slot != NULL and not self.state & (STREAM_BLOCKED | STREAM_OUT_WAITS):
+            if not self.state & STREAM_SEALED and not self.seal_next(loop):
+                break
+            if budget <= 0:
+                self.owner().make_ready(self.slot, _sys.EPOLLOUT)
+                break
+            left = PyBytes_GET_SIZE(<bytes>extras.sealed) - extras.sealed_sent
+            most = self.write_room(left)
+            if most == 0:
+                break
+            sent = _sys.ek_send(self.slot.fd, PyBytes_AS_STRING(<bytes>extras.sealed) + extras.sealed_sent, most)
+            self.wrote(max(sent, 0))
+            if sent == -errno.EAGAIN:
+                self.block()
+                break
+            if sent < 0:
+                return self.write_failed(<int>-sent)
+            budget -= sent
+            extras.sealed_sent += sent
+            if sent == left:
+                Py_DECREF(<bytes>extras.sealed)
+                extras.sealed = NULL
+                self.state &= ~<uint32_t>STREAM_SEALED
+        self.spill(loop)                        # what the socket has no room for
+        return self.unblock() if self.slot != NULL and not has_unsent(self) else 0
+
+    cdef bint seal_next(self, Loop loop) except -1:
+        """Make ciphertext of what is next. Whether there was anything."""
+        cdef Tls tls = <Tls>self.extras.tls
+        cdef Py_ssize_t size = 0
+        cdef const char *data
+        cdef ssize_t count
+        while not self.state & STREAM_SHAKING and loop.scratch_used > size:
+            EK_ASSERT(self.output == NULL)
+            size += tls.seal(loop.scratch + size, loop.scratch_used - size)
+        loop.scratch_used = 0
+        while not self.state & STREAM_SHAKING and self.output != NULL and size < SCRATCH_BYTES:
+            count = output_peek(self.output, loop.scratch, SCRATCH_BYTES, &data)
+            if count <= 0:
+                self.end_with(os_error(<int>-count)) if count else self.file_ended()
+                return False
+            count = tls.seal(data, count)
+            if self.slot == NULL or self.output == NULL:
+                return False
+            size += count
+            output_drop_sent(self.output, count)
+            if output_is_empty(self.output):
+                output_free(self.output)
+                self.output = NULL
+        sealed = tls.sealed() if tls.has_sealed() else None
+        if self.slot == NULL or not sealed:
+            return False
+        Py_INCREF(sealed)
+        self.extras.sealed = <PyObject *>sealed
+        self.extras.sealed_sent = 0
+        self.state |= STREAM_SEALED
+        return True
+
+    cdef int shake(self) except -1:
+        """Go on with the handshake until it is done, or the peer has to say more."""
+        cdef Loop loop = <Loop?><object>self.loop_link
+        cdef Tls tls = <Tls>self.extras.tls
+        cdef Py_ssize_t taken
+        cdef ssize_t count = 0
+        while self.slot != NULL:
+            try:
+                if tls.handshake(loop.input, count, &taken):
+                    return self.shaken(None, loop.input + taken, count - taken)
+            except OSError as error:
+                return self.shaken(error, NULL, 0)
+            self.flush_secure(loop)
+            if self.slot == NULL:
+                return 0
+            count = _sys.ek_recv(self.slot.fd, loop.input, READ_ROOM_BYTES)
+            if count == -errno.EAGAIN:
+                return 0
+            if count < 0 and self.error == 0:
+                self.error = <uint16_t>-count
+            if self.error:
+                return self.shaken(os_error(self.error), NULL, 0)
+            if count == 0:
+                tls.feed_end()
+        return 0
+
+    cdef int shaken(self, object error, const char *rest, Py_ssize_t length) except -1:
+        """The handshake is over: done, and `rest` came behind it; or failed, and the peer is told by an alert."""
+        cdef Loop loop = <Loop>self.loop_link
+        if self.slot == NULL:
+            return 0
+        if error is None:
+            (<Tls>self.extras.tls).hold(rest, length)
+        self.flush_secure(loop)
+        if self.slot == NULL:
+            return 0
+        if error is not None:
+            return loop.release(self.slot, error)
+        self.state = self.state & ~<uint32_t>STREAM_SHAKING | STREAM_HOLDS
+        self.set_deadline_ns(0)
+        return self.open_up()
+
+    cdef int open_records(self, const char *data, Py_ssize_t length) except -1:
+        """Deliver what TLS can make of what it has, and of these bytes. Who pauses finds the rest in take_held."""
+        cdef Tls tls = <Tls>self.extras.tls
+        cdef Loop loop = <Loop>self.loop_link
+        cdef Py_ssize_t count = 1
+        cdef Py_ssize_t taken = 0
+        if loop.plain is None:
+            loop.plain = PyByteArray_FromStringAndSize(NULL, READ_ROOM_BYTES)
+        while count > 0 and self.slot != NULL and not self.state & DELIVERS_NOT:
+            try:
+                count = tls.open_into(loop.plain, data, length, &taken)
+            except OSError as error:
+                self.flush_secure(loop)                 # the alert
+                return self.break_with(error)
+            data += taken
+            length -= taken
+            if count > 0 and self.slot != NULL:
+                self.take_data(PyByteArray_AS_STRING(loop.plain), count)
+        if self.slot == NULL:
+            return 0
+        if count < 0:
+            return self.ended(0)
+        if count > 0 and not self.state & (STREAM_CLOSING | STREAM_ENDED):
+            tls.hold(data, length)
+            self.state |= STREAM_HOLDS
+        return 0
+
+    cdef int cut_off(self) except -1:
+        """The socket's end without TLS's: whoever ended it, it need not have been the peer (RFC 8446, 6.1)."""
+        cdef Tls tls = <Tls>self.extras.tls
+        cdef Py_ssize_t taken
+        tls.feed_end()
+        try:
+            tls.open_into(bytearray(READ_ROOM_BYTES), NULL, 0, &taken)
+        except OSError as error:
+            return self.break_with(error)
+        return self.ended(0)
+
+    cdef int shut_secure(self) except -1:
+        """TLS's end-of-stream. The socket's own follows when it is closed."""
+        try:
+            (<Tls>self.extras.tls).close_notify()
+        except OSError as error:
+            return self.break_with(error)
+        self.flush_secure(<Loop>self.loop_link)
+        if self.slot != NULL and self.state & STREAM_ENDED and not self.state & STREAM_CLOSING:
+            return self.owner().make_ready(self.slot, _sys.EPOLLHUP)        # both directions are over
+        return 0
+
+    # -- in a pool -----------------------------------------------------------------------------------------------------
+
+    def _park(self, idle_seconds):
+        """For a pool: keep it until somebody asks for it, or that long. Whether it is fit for that: still connected,
+        nothing unsent, nothing unread. Everything that its user had set, scheduled or asked for is gone."""
+        cdef Loop loop = <Loop>self.owner()
+        if self.state & STREAM_CORKED:
+            self.flush()
+        if self.slot == NULL or self.error or self.state & ~<uint32_t>STREAM_MAY_PARK or has_unsent(self) \
+                or self.slot.flags & SLOT_PEER_CLOSED:
+            return False
+        self.forget()
+        loop.forget_calls(self.slot)
+        if self.slot == NULL:
+            return False
+        self.state = self.state & ~<uint32_t>(STREAM_PAUSED | STREAM_RATED) | STREAM_RESTS
+        self.set_deadline_ns(<int64_t>(idle_seconds * 1e9))
+        return self.is_undisturbed()
+
+    def _unpark(self):
+        """Whether it can be used: nothing came, not even in an event that is still in the batch at hand."""
+        if self.slot == NULL or not self.is_undisturbed():
+            return False
+        self.state &= ~<uint32_t>STREAM_RESTS
+        self.set_deadline_ns(0)
+        return True
+
+    cdef int forget(self) except -1:
+        """What the connection's user has set."""
+        return self.drop_rates()
+
+    cdef int drop_rates(self) except -1:
+        cdef Extras *extras = self.extras
+        if extras == NULL:
+            return 0
+        self.drop_rate(&extras.read_rate, &extras.read_grant)
+        return self.drop_rate(&extras.write_rate, &extras.write_grant)
+
+    cdef int drop_rate(self, PyObject **rate, Py_ssize_t *grant) except -1:
+        cdef PyObject *dropped = rate[0]
+        if dropped != NULL:
+            (<RateLimit>dropped).give_back(grant[0])
+            rate[0] = NULL
+            grant[0] = 0
+            Py_DECREF(<object>dropped)
+        return 0
+
+    cdef bint is_undisturbed(self) except -1:
+        """At rest: whether nothing came. If anything did, the connection ends here: it can't be for who comes next."""
+        cdef Loop loop = <Loop>self.owner()
+        cdef ssize_t count = _sys.ek_peek(self.slot.fd)
+        cdef Py_ssize_t taken
+        while count > 0 and self.state & STREAM_SECURE:     # a session ticket is not for the application
+            count = _sys.ek_recv(self.slot.fd, loop.input, READ_ROOM_BYTES)
+            if count > 0:
+                try:
+                    count = (<Tls>self.extras.tls).open_into(bytearray(READ_ROOM_BYTES), loop.input, count, &taken)
+                except OSError:
+                    count = -1
+                if count != 0 or self.slot == NULL:
+                    break
+                count = _sys.ek_peek(self.slot.fd)
+        if count == -errno.EAGAIN:
+            return True
+        if count < -1 and self.error == 0:
+            self.error = <uint16_t>-count
+        if self.slot != NULL:
+            loop.release(self.slot, None)
+        return False
