@@ -121,10 +121,11 @@ cdef class Buffered(_core.Endpoint):
     cdef int cut_off(self) except -1                                # the socket's end, without TLS's
     cdef int shut_secure(self) except -1
     cdef int flush_filtered(self, Loop loop) except -1              # STREAM_FILTERED
-    cdef int receive(self, Loop loop, Py_ssize_t count, Py_ssize_t room) except -1
+    cdef int open_records(self, const char *data, Py_ssize_t length) except -1
     cdef Py_ssize_t read_room(self) except -1                       # STREAM_RATED; 0: later, which is arranged
-    cdef Py_ssize_t write_room(self, Py_ssize_t wanted) except -1   # likewise
-    cdef int wrote(self, Py_ssize_t count) except -1
+    cdef int received(self, Py_ssize_t count) except -1             # so much was, of the room
+    cdef Py_ssize_t write_room(self, Py_ssize_t wanted) except -1   # as read_room
+    cdef int wrote(self, Py_ssize_t count) except -1                # as received
     cdef int64_t unsent(self) noexcept
 
 

@@ -234,7 +234,7 @@ cdef class Buffered(_core.Endpoint):
             if events & _sys.EPOLLOUT and self.slot != NULL:
                 if has_unsent(self):
                     self.send_queued()
-                if self.state & STREAM_TELLS_ROOM and self.slot != NULL:
+                if self.state & (STREAM_TELLS_ROOM | STREAM_CLOSING) == STREAM_TELLS_ROOM and self.slot != NULL:
                     self.take_room()
         except BaseException:
             self.cut_short(loop)
@@ -419,8 +419,9 @@ cdef class Buffered(_core.Endpoint):
             if sent < 0 and sent != -errno.EAGAIN:
                 return self.write_failed(<int>-sent)
             sent = max(sent, 0)
-            self.block()
-            return self.queue(PyBytes_FromStringAndSize(loop.scratch + sent, offered - sent))
+            self.state |= STREAM_BLOCKED
+            self.queue(PyBytes_FromStringAndSize(loop.scratch + sent, offered - sent))
+            return self.block() if self.slot != NULL else 0
         return self.flush_queue(loop) if self.output != NULL else 0
 
     cdef int flush_queue(self, Loop loop) except -1:
@@ -501,10 +502,12 @@ cdef class Buffered(_core.Endpoint):
                 if room == 0:
                     break
             count = _sys.ek_recv(self.slot.fd, loop.input, room)
+            if self.state & STREAM_RATED:
+                self.received(max(count, 0))
             if count > 0:
                 budget -= count
-                if self.state & STREAM_FILTERED:
-                    self.receive(loop, count, room)
+                if self.state & STREAM_SECURE:
+                    self.open_records(loop.input, count)
                 else:
                     self.take_data(loop.input, count)
                 if count < room and not events & MORE_THAN_A_READ and self.slot != NULL \
@@ -666,7 +669,7 @@ cdef class Buffered(_core.Endpoint):
     cdef int flush_filtered(self, Loop loop) except -1:
         return 0
 
-    cdef int receive(self, Loop loop, Py_ssize_t count, Py_ssize_t room) except -1:
+    cdef int open_records(self, const char *data, Py_ssize_t length) except -1:
         return 0
 
     cdef int take_held(self) except -1:
@@ -683,6 +686,9 @@ cdef class Buffered(_core.Endpoint):
 
     cdef Py_ssize_t write_room(self, Py_ssize_t wanted) except -1:
         return wanted
+
+    cdef int received(self, Py_ssize_t count) except -1:
+        return 0
 
     cdef int wrote(self, Py_ssize_t count) except -1:
         return 0

@@ -34,7 +34,6 @@ cdef class Connection(Buffered):
     cdef bint seal_next(self, Loop loop) except -1
     cdef int shake(self) except -1
     cdef int shaken(self, object error, const char *rest, Py_ssize_t length) except -1
-    cdef int open_records(self, const char *data, Py_ssize_t length) except -1
 
     # in a pool
     cdef int forget(self) except -1                 # everything that the connection's user has set

@@ -98,15 +98,6 @@ cdef class Connection(Buffered):
             size += PyBytes_GET_SIZE(<bytes>self.extras.sealed) - self.extras.sealed_sent
         return size
 
-    cdef int receive(self, Loop loop, Py_ssize_t count, Py_ssize_t room) except -1:
-        """So many bytes came, through a rate limit or TLS or both."""
-        if self.extras.read_rate != NULL:
-            (<RateLimit>self.extras.read_rate).give_back(room - count)
-            self.extras.read_grant = 0
-        if not self.state & STREAM_SECURE:
-            return self.take_data(loop.input, count)
-        return self.open_records(loop.input, count)
-
     cdef int take_held(self) except -1:
         """What is here already comes before anything from the kernel."""
         self.state &= ~<uint32_t>STREAM_HOLDS
@@ -122,7 +113,7 @@ cdef class Connection(Buffered):
     # -- rate limits ---------------------------------------------------------------------------------------------------
 
     cdef Py_ssize_t read_room(self) except -1:
-        """How much may be read now; 0: later, which is arranged. `receive` gives back what was not used of it."""
+        """How much may be read now; 0: later, which is arranged. `received` gives back what was not used of it."""
         cdef Extras *extras = self.extras
         if extras.read_rate == NULL:
             return READ_ROOM_BYTES
@@ -138,6 +129,14 @@ cdef class Connection(Buffered):
         if extras.write_grant == 0:
             extras.write_grant = self.granted(<RateLimit>extras.write_rate, wanted, STREAM_OUT_WAITS)
         return min(extras.write_grant, wanted) if not self.state & STREAM_OUT_WAITS else 0
+
+    cdef int received(self, Py_ssize_t count) except -1:
+        """What read_room() allowed was used for so many bytes."""
+        cdef Extras *extras = self.extras
+        if extras.read_rate != NULL:
+            (<RateLimit>extras.read_rate).give_back(extras.read_grant - count)
+            extras.read_grant = 0
+        return 0
 
     cdef int wrote(self, Py_ssize_t count) except -1:
         """What write_room() allowed was used for so many bytes."""
@@ -211,6 +210,7 @@ cdef class Connection(Buffered):
                 self.block()
                 break
             if sent < 0:
+                loop.scratch_used = 0
                 return self.write_failed(<int>-sent)
             budget -= sent
             extras.sealed_sent += sent
@@ -311,8 +311,13 @@ cdef class Connection(Buffered):
                 return self.break_with(error)
             data += taken
             length -= taken
-            if count > 0 and self.slot != NULL:
-                self.take_data(PyByteArray_AS_STRING(loop.plain), count)
+            try:
+                if count > 0 and self.slot != NULL:
+                    self.take_data(PyByteArray_AS_STRING(loop.plain), count)
+            except BaseException:
+                tls.hold(data, length)
+                self.state |= STREAM_HOLDS
+                raise
         if self.slot == NULL:
             return 0
         if count < 0:

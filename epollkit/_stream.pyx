@@ -312,6 +312,9 @@ cdef class Stream(Connection):
                 options = self.options
                 if options == NULL:             # given back to its pool
                     return 0
+        except BaseException:
+            self.state |= STREAM_HOLDS
+            raise
         finally:
             if self.options != NULL:
                 self.options.delivering = False
@@ -586,6 +589,7 @@ def adopt(Loop loop not None, int fd, bint is_tcp, factory, bytes data not None)
     if not isinstance(made, Connection):
         raise UsageError(f"the factory of adopt() returned {made!r}, not a stream")
     connection = made
+    loop.claim(fd)
     loop.attach(connection, fd, SLOT_TELLS_CLOSE | SLOT_CONNECTION | (SLOT_TCP if is_tcp else 0))
     try:
         loop.watch(connection.slot, _sys.EPOLLIN | _sys.EPOLLPRI | _sys.EPOLLRDHUP | _sys.EPOLLET)
