@@ -195,8 +195,12 @@ cdef class Connection(Buffered):
         cdef Py_ssize_t left, most
         cdef ssize_t sent
         while self.slot != NULL and not self.state & (STREAM_BLOCKED | STREAM_OUT_WAITS):
-            if not self.state & STREAM_SEALED and not self.seal_next(loop):
-                break
+            try:
+                if not self.state & STREAM_SEALED and not self.seal_next(loop):
+                    break
+            except OSError as error:                    # the session has ended with an error
+                loop.scratch_used = 0
+                return self.break_with(error)
             if budget <= 0:
                 self.owner().make_ready(self.slot, _sys.EPOLLOUT)
                 break
@@ -248,6 +252,7 @@ cdef class Connection(Buffered):
         if self.slot == NULL or not sealed:
             return False
         Py_INCREF(sealed)
+        Py_XDECREF(self.extras.sealed)
         self.extras.sealed = <PyObject *>sealed
         self.extras.sealed_sent = 0
         self.state |= STREAM_SEALED
@@ -307,7 +312,10 @@ cdef class Connection(Buffered):
             try:
                 count = tls.open_into(loop.plain, data, length, &taken)
             except OSError as error:
-                self.flush_secure(loop)                 # the alert
+                output_free(self.output)                # nothing more can be sealed, ...
+                self.output = NULL
+                loop.scratch_used = 0
+                self.flush_secure(loop)                 # ... but the alert is
                 return self.break_with(error)
             data += taken
             length -= taken
