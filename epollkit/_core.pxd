@@ -98,7 +98,8 @@ cdef class Loop:
     cdef Slot *attach(self, Endpoint endpoint, int fd, uint16_t flags) except NULL
     cdef int watch(self, Slot *slot, uint32_t events) except -1
     cdef int rewatch(self, Slot *slot, uint32_t events) except -1
-    cdef int open_endpoint(self, Endpoint endpoint, uint32_t events, bint early_read) except -1
+    cdef int open_endpoint(self, Endpoint endpoint, uint32_t events, uint32_t arrived) except -1
+    cdef int hand_over(self, Slot *slot, Endpoint heir) except -1
     cdef int release(self, Slot *slot, object reason) except -1
     cdef int make_ready(self, Slot *slot, uint16_t events) noexcept
     cdef int set_deadline(self, Slot *slot, int64_t due_ns) except -1

@@ -17,8 +17,8 @@ cimport epollkit._sys as _sys
 from epollkit._calls cimport Calls, Timer
 from epollkit._epollset cimport set_add, set_change, set_holds, set_renew
 from epollkit._slots cimport (
-    MAX_SLOTS, NO_SLOT, SLOT_BOUND_CALLS, SLOT_CONNECTION, SLOT_INTERNAL, SLOT_OWNS_FD, SLOT_PEER_CLOSED, SLOT_READY,
-    SLOT_TELLS_CLOSE, SLOT_UNLIMITED, SLOT_WATCHED, STALE_CLOSED, STALE_ORPHAN, STALE_RECYCLED, Slot, Staleness,
+    MAX_SLOTS, NO_SLOT, SLOT_BOUND_CALLS, SLOT_CONNECTION, SLOT_IDLE, SLOT_INTERNAL, SLOT_OWNS_FD, SLOT_PEER_CLOSED,
+    SLOT_READY, SLOT_TELLS_CLOSE, SLOT_UNLIMITED, SLOT_WATCHED, STALE_CLOSED, STALE_ORPHAN, STALE_RECYCLED, Slot, Staleness,
     slot_append, slot_at, slot_for, slot_invalidate, slot_of_fd, slot_of_node, slot_recycle, slot_staleness, slot_tag,
     slot_take, slot_unlink, slots_forget_batches, slots_free, slots_init,
 )
@@ -298,25 +298,45 @@ cdef class Loop:
             raise os_error(-result, f"epoll_ctl for fd {slot.fd}")
         return 0
 
-    cdef int open_endpoint(self, Endpoint endpoint, uint32_t events, bint early_read) except -1:
-        """First upcall, then the epoll set: who leaves in on_opened, or after an early read, never enters it. The
-        slot was taken before, so that upcalls find everything as it will be. A new entry reports what is there
-        already.
+    cdef int open_endpoint(self, Endpoint endpoint, uint32_t events, uint32_t arrived) except -1:
+        """First upcall, then what has arrived already, if anything is known to, then the epoll set: who leaves before
+        that never enters it. The slot was taken before, so that upcalls find everything as it will be. A new entry
+        reports what is there already; one that was handed over has been in the set for long.
         """
         try:
             try:
                 endpoint.on_opened()
-                if early_read and endpoint.slot != NULL:
-                    endpoint.on_ready(_sys.EPOLLIN)
+                if arrived and endpoint.slot != NULL:
+                    endpoint.on_ready(arrived)
             finally:
-                if endpoint.slot != NULL:
+                if endpoint.slot != NULL and not endpoint.slot.flags & SLOT_WATCHED:
                     self.watch(endpoint.slot, events)
         except Exception as error:
             self.fail(endpoint, error)
         except BaseException:
             if endpoint.slot != NULL:       # what was cut short goes on next turn
-                self.make_ready(endpoint.slot, <uint16_t>(_sys.EPOLLIN | _sys.EPOLLOUT))
+                self.make_ready(endpoint.slot, <uint16_t>(_sys.EPOLLIN | _sys.EPOLLOUT | arrived))
             raise
+        return 0
+
+    cdef int hand_over(self, Slot *slot, Endpoint heir) except -1:
+        """The same registration for another endpoint, from the next upcall on: its tag, its place in the epoll set, and
+        so its token and the calls that die with it stay what they are. Its deadline was the former endpoint's, and is
+        off. Who hands over holds a reference to that one.
+        """
+        cdef Endpoint former = <Endpoint>slot.endpoint
+        EK_ASSERT_THREAD(self.thread)
+        EK_ASSERT(former is not heir and former.slot == slot and heir.slot == NULL and heir.loop_link == NULL)
+        EK_ASSERT(not slot.flags & (SLOT_INTERNAL | SLOT_UNLIMITED | SLOT_IDLE))
+        former.slot = NULL
+        former.loop_link = NULL
+        Py_INCREF(heir)
+        heir.used = True
+        heir.slot = slot
+        heir.loop_link = <PyObject *>self
+        slot.endpoint = <PyObject *>heir
+        self.set_deadline(slot, 0)
+        Py_DECREF(former)
         return 0
 
     cdef int release(self, Slot *slot, object reason) except -1:

@@ -88,7 +88,7 @@ cdef class Listener(Endpoint):
         except BaseException:
             _sys.ek_close(fd)
             raise
-        return loop.open_endpoint(endpoint, self.accept_events, self.early_read)
+        return loop.open_endpoint(endpoint, self.accept_events, _sys.EPOLLIN if self.early_read else 0)
 
     cdef int pause(self, Loop loop, int error) except -1:
         """Leave the set; come back after a while, or as soon as somebody ends, or is idle and could."""

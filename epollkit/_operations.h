@@ -8,8 +8,8 @@
 
 #include <Python.h>
 
-/* Result, name, parameters, arguments; and the arguments as words: what a Python replacement is told, and for recv and
- * send also where the bytes are. */
+/* Result, name, parameters, arguments; and the arguments as words: what a Python replacement is told, and for recv,
+ * send, connect and bind also where the bytes are. */
 #define EK_OPERATIONS(X)                                                                                               \
     X(int, epoll_create, (void), (), ())                                                                               \
     X(int, epoll_ctl, (int epoll_fd, int operation, int fd, uint32_t events, uint64_t tag),                            \
@@ -18,6 +18,12 @@
       (epoll_fd, events, room, timeout_ns), (epoll_fd, room, timeout_ns))                                              \
     X(int, accept, (int fd), (fd), (fd))                                                                               \
     X(int, accept_queue, (int fd), (fd), (fd))                                                                         \
+    X(int, socket, (int family), (family), (family))                                                                   \
+    X(int, connect, (int fd, const struct sockaddr_storage *address, int length), (fd, address, length),               \
+      (fd, (intptr_t)address, length))                                                                                 \
+    X(int, bind, (int fd, const struct sockaddr_storage *address, int length), (fd, address, length),                  \
+      (fd, (intptr_t)address, length))                                                                                 \
+    X(int, set_no_delay, (int fd), (fd), (fd))                                                                         \
     X(ssize_t, recv, (int fd, void *buffer, size_t room), (fd, buffer, room), (fd, room, (intptr_t)buffer))            \
     X(int, peek, (int fd), (fd), (fd))                                                                                 \
     X(ssize_t, send, (int fd, const void *data, size_t length), (fd, data, length), (fd, length, (intptr_t)data))      \
@@ -47,7 +53,7 @@
 
 /* What is counted when it is made and when it is freed. An fd is the loop's from the call that returned it. */
 #define EK_KINDS(X)                                                                                                    \
-    X(LOOP) X(SLOT_CHUNK) X(FD) X(WAKEUP) X(RAW) X(LISTENER) X(STREAM) X(TOKEN) X(TIMER)                               \
+    X(LOOP) X(SLOT_CHUNK) X(FD) X(WAKEUP) X(RAW) X(LISTENER) X(STREAM) X(CONNECTOR) X(APPROACH) X(TOKEN) X(TIMER)      \
     X(OUTPUT) X(EXTRAS) X(OPTIONS) X(PARTIAL) X(REQUEST) X(RESPONSE) X(TLS)
 
 #define EK_MEMBER(type, name, parameters, arguments, words) type(*name) parameters;
@@ -130,8 +136,8 @@ static inline int64_t ek_last_recv(void) { return ek_last_received; }
 static inline void ek_note(int call, const int64_t *words, int64_t result)
 {
     EK_COUNT(ek_debug()->calls[call]);
-    if (result >= 0 && (call == EK_CALL_epoll_create || call == EK_CALL_accept || call == EK_CALL_eventfd ||
-                        call == EK_CALL_duplicate))
+    if (result >= 0 && (call == EK_CALL_epoll_create || call == EK_CALL_accept || call == EK_CALL_socket ||
+                        call == EK_CALL_eventfd || call == EK_CALL_duplicate))
         EK_MADE(EK_FD);
     else if (call == EK_CALL_close && words[0] >= 0)
         EK_FREED(EK_FD); /* even if it failed: it is not the loop's any more */

@@ -10,6 +10,10 @@ cdef extern from "_sys.h" nogil:
         int (*epoll_wait)(int epoll_fd, epoll_event *events, int room, int64_t timeout_ns) noexcept nogil
         int (*accept)(int fd) noexcept nogil
         int (*accept_queue)(int fd) noexcept nogil
+        int (*socket)(int family) noexcept nogil
+        int (*connect)(int fd, const sockaddr_storage *address, int length) noexcept nogil
+        int (*bind)(int fd, const sockaddr_storage *address, int length) noexcept nogil
+        int (*set_no_delay)(int fd) noexcept nogil
         ssize_t (*recv)(int fd, void *buffer, size_t room) noexcept nogil
         ssize_t (*send)(int fd, const void *data, size_t length) noexcept nogil
         ssize_t (*send_parts)(int fd, iovec *parts, size_t part_count) noexcept nogil

@@ -158,6 +158,44 @@ static inline int EK_REAL(accept_queue)(int fd)
     return getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &length) < 0 ? -errno : (int)info.tcpi_unacked;
 }
 
+static inline int EK_REAL(socket)(int family)
+{
+    int fd = socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    return fd < 0 ? -errno : fd;
+}
+
+/* 0: connected; -EINPROGRESS: under way, TCP only; anything else has failed. A unix socket is connected at once or not
+ * at all: -EAGAIN is a full backlog (unix(7); unix_stream_connect() in net/unix/af_unix.c). A connect that a signal
+ * interrupts goes on by itself, and must not be called again (connect(2), EINTR: "completed asynchronously"). */
+static inline int EK_REAL(connect)(int fd, const struct sockaddr_storage *address, int length)
+{
+    if (connect(fd, (const struct sockaddr *)address, (socklen_t)length) == 0)
+        return 0;
+    return errno == EINTR ? -EINPROGRESS : -errno;
+}
+
+#ifndef IP_BIND_ADDRESS_NO_PORT
+#define IP_BIND_ADDRESS_NO_PORT 24 /* Linux 4.2; linux/in.h */
+#endif
+
+/* Where a connection is to come from. With port 0 the kernel chooses the port when it knows the peer (ip(7),
+ * IP_BIND_ADDRESS_NO_PORT; for IPv6 sockets too): otherwise an address could have no more connections than there are
+ * ports, to whomever. A kernel that does not know the option chooses now. */
+static inline int EK_REAL(bind)(int fd, const struct sockaddr_storage *address, int length)
+{
+    int on = 1;
+    if (((const struct sockaddr_in *)address)->sin_port == 0) /* sin6_port is in the same place */
+        setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof on);
+    return bind(fd, (const struct sockaddr *)address, (socklen_t)length) < 0 ? -errno : 0;
+}
+
+/* What is written leaves now, not when the peer has acknowledged what left before (tcp(7)). */
+static inline int EK_REAL(set_no_delay)(int fd)
+{
+    int on = 1;
+    return setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on) < 0 ? -errno : 0;
+}
+
 static inline ssize_t EK_REAL(recv)(int fd, void *buffer, size_t room)
 {
     ssize_t count;
@@ -296,6 +334,60 @@ static inline int ek_read_address(const struct sockaddr_storage *address, int le
         memcpy(host, ((const struct sockaddr_un *)address)->sun_path, *port > 0 ? (size_t)*port : 0);
     }
     return address->ss_family;
+}
+
+/* The socket address of a numeric host, and its length; 0: the host is not one, so it may be a name. */
+static inline int ek_numeric_address(const char *host, size_t host_length, int port, uint32_t flow, uint32_t scope,
+                                     struct sockaddr_storage *address)
+{
+    struct sockaddr_in *in = (struct sockaddr_in *)address;
+    struct sockaddr_in6 *in6 = (struct sockaddr_in6 *)address;
+    if (strlen(host) != host_length) /* an embedded zero would end it early */
+        return 0;
+    memset(address, 0, sizeof *in6);
+    if (inet_pton(AF_INET, host, &in->sin_addr) == 1) {
+        in->sin_family = AF_INET;
+        in->sin_port = htons((uint16_t)port);
+        return sizeof *in;
+    }
+    if (inet_pton(AF_INET6, host, &in6->sin6_addr) == 1) {
+        in6->sin6_family = AF_INET6;
+        in6->sin6_port = htons((uint16_t)port);
+        in6->sin6_flowinfo = htonl(flow);
+        in6->sin6_scope_id = scope;
+        return sizeof *in6;
+    }
+    return 0;
+}
+
+/* A path, or a name that begins with a zero byte: an abstract one, which ends with its length (unix(7)). */
+static inline int ek_unix_address(const char *path, size_t path_length, struct sockaddr_storage *address)
+{
+    struct sockaddr_un *un = (struct sockaddr_un *)address;
+    if (path_length > sizeof un->sun_path - 1)
+        return 0;
+    memset(un, 0, sizeof *un);
+    un->sun_family = AF_UNIX;
+    memcpy(un->sun_path, path, path_length);
+    return (int)(offsetof(struct sockaddr_un, sun_path) + path_length + (path[0] != 0));
+}
+
+/* The port of a TCP socket's address; 0: it is a unix socket's. */
+static inline uint16_t ek_port(const struct sockaddr_storage *address)
+{
+    return address->ss_family == AF_UNIX ? 0 : ntohs(((const struct sockaddr_in *)address)->sin_port);
+}
+
+/* Whether two addresses of TCP sockets are the same end. */
+static inline int ek_same_end(const struct sockaddr_storage *left, const struct sockaddr_storage *right)
+{
+    const struct sockaddr_in *in = (const struct sockaddr_in *)left, *other = (const struct sockaddr_in *)right;
+    if (left->ss_family != right->ss_family || in->sin_port != other->sin_port)
+        return 0;
+    if (left->ss_family == AF_INET)
+        return in->sin_addr.s_addr == other->sin_addr.s_addr;
+    return memcmp(&((const struct sockaddr_in6 *)left)->sin6_addr, &((const struct sockaddr_in6 *)right)->sin6_addr,
+                  sizeof(struct in6_addr)) == 0;
 }
 
 static inline int EK_REAL(eventfd)(void)

@@ -1,5 +1,5 @@
 """Leaf: the system calls. See `_sys.h` for what each wrapper promises; every one returns -errno on failure."""
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 
 cdef extern from "_sys.h" nogil:
     # events, as in epoll_ctl(2)
@@ -39,6 +39,8 @@ cdef extern from "_sys.h" nogil:
         EK_RAW
         EK_LISTENER
         EK_STREAM
+        EK_CONNECTOR
+        EK_APPROACH
         EK_TOKEN
         EK_TIMER
         EK_OUTPUT
@@ -61,6 +63,10 @@ cdef extern from "_sys.h" nogil:
     int ek_epoll_wait(int epoll_fd, epoll_event *events, int room, int64_t timeout_ns) noexcept
     int ek_accept(int fd) noexcept
     int ek_accept_queue(int fd) noexcept
+    int ek_socket(int family) noexcept
+    int ek_connect(int fd, const sockaddr_storage *address, int length) noexcept
+    int ek_bind(int fd, const sockaddr_storage *address, int length) noexcept
+    int ek_set_no_delay(int fd) noexcept
     ssize_t ek_recv(int fd, void *buffer, size_t room) noexcept
     int ek_peek(int fd) noexcept
     ssize_t ek_send(int fd, const void *data, size_t length) noexcept
@@ -79,6 +85,11 @@ cdef extern from "_sys.h" nogil:
     int ek_is_listening(int fd) noexcept
     int ek_socket_name(int fd, bint peer, sockaddr_storage *address) noexcept
     int ek_read_address(const sockaddr_storage *address, int length, char *host, int *port) noexcept
+    int ek_numeric_address(const char *host, size_t host_length, int port, uint32_t flow, uint32_t scope,
+                           sockaddr_storage *address) noexcept
+    int ek_unix_address(const char *path, size_t path_length, sockaddr_storage *address) noexcept
+    uint16_t ek_port(const sockaddr_storage *address) noexcept
+    bint ek_same_end(const sockaddr_storage *left, const sockaddr_storage *right) noexcept
     int ek_eventfd() noexcept
     int ek_eventfd_add(int fd) noexcept
     int ek_eventfd_drain(int fd) noexcept
