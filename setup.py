@@ -16,7 +16,7 @@ COVERAGE = "--coverage" in FLAGS            # gcov counts lines of Cython's C (t
 BUILD = f"build/{FLAVOUR}" + (f"-{zlib.crc32(FLAGS.encode()):08x}" if FLAGS else "")
 
 MODULES = ["_tokens", "_calls", "_tls", "_rate", "_core", "_schedule", "_room", "_raw", "_listener",
-           "_buffered", "_connection", "_stream",
+           "_buffered", "_connection", "_stream", "_connector",
            "_http1", "_http1_python", "_httpconn"]
 MODULES += ["_operations", "_debug"] if DEBUG else []
 

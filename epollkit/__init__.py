@@ -8,12 +8,15 @@ except ImportError as _error:
                       "build them with `pip install -e .` in the source tree") from None
 
 from epollkit._calls import Timer
+from epollkit._connector import Connector
 from epollkit._listener import Listener
 from epollkit._rate import RateLimit
 from epollkit._sockets import Detached
 from epollkit._stream import Stream
 from epollkit._tokens import Token
-from epollkit.errors import EpollkitError, LimitReached, PeerError, StaleToken, UsageError
+from epollkit.errors import (
+    Attempt, ConnectError, EpollkitError, LimitReached, PeerError, StaleToken, UsageError,
+)
 from epollkit.events import ERR, EXCLUSIVE, HUP, IN, ONESHOT, OUT, PRI, RDHUP
 from epollkit.loop import Loop
 from epollkit.stats import LoopStats
@@ -21,7 +24,7 @@ from epollkit.stats import LoopStats
 __version__ = "0.1.0"
 
 __all__ = [
-    "ERR", "EXCLUSIVE", "HUP", "IN", "ONESHOT", "OUT", "PRI", "RDHUP", "Detached", "EpollkitError", "LimitReached",
-    "Listener", "Loop", "LoopStats", "PeerError", "RateLimit", "StaleToken", "Stream", "Timer", "Token", "UsageError",
-    "build_info",
+    "ERR", "EXCLUSIVE", "HUP", "IN", "ONESHOT", "OUT", "PRI", "RDHUP", "Attempt", "ConnectError", "Connector", "Detached",
+    "EpollkitError", "LimitReached", "Listener", "Loop", "LoopStats", "PeerError", "RateLimit", "StaleToken", "Stream",
+    "Timer", "Token", "UsageError", "build_info",
 ]

@@ -2,9 +2,12 @@
 from libc.stdint cimport int64_t, uint32_t
 
 cimport epollkit._room as _room
+from epollkit._connector cimport Connector, ConnectEvent
 from epollkit._core cimport Loop
 from epollkit._slots cimport Slot, SlotTable, slot_at, slot_of_node
 from epollkit._timers cimport TimerQueue, timer_before
+
+from epollkit._connector import EVENTS
 
 
 def slot_fields(Loop loop not None, uint32_t index):
@@ -67,6 +70,11 @@ cdef bint heap_is_in_order(const TimerQueue *queue) noexcept:
 def room_scans(Loop loop not None):
     """How often the whole table was searched for idle connections."""
     return (<_room.Loop?>loop).scans
+
+
+def connector_tell(Connector connector not None, str event):
+    """Have something happen to a connector, whether it can or not; without a socket."""
+    connector.tell(<ConnectEvent><int>EVENTS.index(event), None, 0)
 
 
 def sizes():

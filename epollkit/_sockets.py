@@ -1,11 +1,16 @@
-"""Leaf: listening sockets and addresses, for the cold paths. Everything that can go wrong says so in one sentence."""
+"""Leaf: addresses and listening sockets, for the cold paths. Everything that can go wrong says so in one sentence."""
 from __future__ import annotations
 
 import errno
 import os
 import socket
 import stat
+from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
+
+from epollkit.errors import Attempt, ConnectError
+
+UNIX_PATH_BYTES = 107       # sockaddr_un.sun_path has 108, and we end it with a zero byte (unix(7))
 
 Address: TypeAlias = tuple[str, int] | tuple[str, int, int, int] | str | bytes
 
@@ -71,6 +76,70 @@ def resolve(address: Address) -> tuple[socket.AddressFamily, object]:
         raise OSError(errno.EADDRNOTAVAIL, f"cannot find the address of host {host!r}: {reason}") from None
     family, _, _, _, resolved = found[0]
     return family, (*resolved[:2], *address[2:]) if len(address) == 4 else resolved
+
+
+def checked_target(address: object) -> tuple[str, int] | tuple[str, int, int, int] | str:
+    """Where to connect to: what a user wrote, in one form, a path as str. ValueError, with a sentence, for what can't be one."""
+    if isinstance(address, (str, bytes)):
+        path = os.fsencode(address)
+        if not path:
+            raise ValueError("an empty unix socket path; give a path, or '\\0name' for an abstract one")
+        if b"\0" in path[1:] and path[:1] != b"\0":
+            raise ValueError(f"a zero byte within the unix socket path {address!r}")
+        if len(path) > UNIX_PATH_BYTES:
+            raise ValueError(f"a unix socket path has at most {UNIX_PATH_BYTES} bytes, not {len(path)}: {address!r}")
+        return os.fsdecode(path)
+    if not isinstance(address, tuple) or len(address) not in (2, 4):
+        raise ValueError(f"an address is (host, port) or a unix socket path, not {address!r}")
+    host, *numbers = address
+    if not isinstance(host, str) or not all(isinstance(number, int) and not isinstance(number, bool)
+                                            for number in numbers):
+        raise ValueError(f"an address is (host: str, port: int), not {address!r}")
+    if not host or "\0" in host:
+        raise ValueError(f"{host!r} is not a host to connect to")
+    if not 1 <= numbers[0] <= 65535:
+        raise ValueError(f"port {numbers[0]} is not between 1 and 65535")
+    if not all(0 <= number < 2**32 for number in numbers):
+        raise ValueError(f"flow and scope are numbers of 32 bits, not {address!r}")
+    if "%" in host:
+        try:        # fe80::1%eth0: the interface's number is the scope
+            return socket.getaddrinfo(host, numbers[0], flags=socket.AI_NUMERICHOST)[0][4]  # type: ignore[return-value]
+        except (socket.gaierror, UnicodeError):
+            pass    # not that: the look-up will say what is wrong with it
+    return (str(host), *map(int, numbers))      # type: ignore[return-value]
+
+
+def checked_source(bind: object) -> tuple[str, int]:
+    """The end that a connection is to come from: (host, port) or a host, which is numeric; port 0: the kernel's choice.
+    ValueError as above."""
+    host, port = (bind, 0) if isinstance(bind, str) else bind if isinstance(bind, tuple) and len(bind) == 2 else (0, 0)
+    if not isinstance(host, str) or isinstance(port, bool) or not isinstance(port, int):
+        raise ValueError(f"bind is the host, or (host, port), to connect from, not {bind!r}")
+    if not 0 <= port <= 65535:
+        raise ValueError(f"port {port} is not between 0 and 65535")
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            socket.inet_pton(family, host)
+            return str(host), int(port)
+        except (OSError, ValueError):       # ValueError: a zero byte, or a lone surrogate
+            continue
+    raise ValueError(f"bind takes a numeric address of this machine, not {host!r}")
+
+
+def connect_error(address: object, attempts: Sequence[Attempt], timed_out: bool) -> ConnectError:
+    """What a connector that failed says: each address with its reason."""
+    told = []
+    for attempt in attempts:
+        error = attempt.error
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        if isinstance(error, BlockingIOError):          # EAGAIN: only a unix socket says so (unix(7))
+            why = "the listener's backlog is full"
+        where = describe(attempt.address)
+        told.append(why if len(attempts) == 1 and where == describe(address) else f"{where}: {why}")
+    last = attempts[-1].error if attempts else None
+    code = last.errno if isinstance(last, OSError) and not isinstance(last, socket.gaierror) else None
+    return ConnectError(errno.ETIMEDOUT if timed_out else code,
+                        f"cannot connect to {describe(address)}: {'; '.join(told)}", address, attempts)
 
 
 def explain_listen_error(error: OSError, address: object) -> OSError:

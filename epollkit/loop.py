@@ -14,6 +14,7 @@ from epollkit import _sockets
 from epollkit._buffered import Loop as StreamLoop
 from epollkit._checks import checked_seconds_ns
 from epollkit._connection import Connection
+from epollkit._connector import Loop as ConnectingLoop
 from epollkit._listener import Listener, listen
 from epollkit._stream import adopt
 from epollkit.errors import UsageError
@@ -56,7 +57,7 @@ def _secured(factory: Callable[[], Any], context: SSLContext, handshake_timeout:
     return make
 
 
-class Loop(StreamLoop):
+class Loop(ConnectingLoop):
     __doc__ = StreamLoop.__doc__
 
     _signal_handlers: dict[int, tuple[Callable[..., object], tuple[Any, ...], Any]] = {}
