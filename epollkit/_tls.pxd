@@ -24,12 +24,13 @@ cdef enum TlsState:
     TLS_SOCKET_ENDED = 16           # feed_end()
     TLS_PEER_CLOSED = 32            # the peer's close_notify was read
     TLS_CLOSED = 64                 # ours was made
+    TLS_FAILED = 128                # an error has ended the session: nothing is asked of OpenSSL any more
 
 
 cdef class Tls:
     cdef readonly object ssl_object             # ssl.SSLObject
     cdef object incoming, outgoing              # its ssl.MemoryBIO
-    cdef object failure                         # what ended the session; nothing is asked of OpenSSL any more
+    cdef object failure                         # an error found behind plaintext, which is delivered first
     cdef Py_ssize_t records                     # whole ones in `incoming`: at most so many, 0 for sure
     cdef Py_ssize_t body                        # bytes of the record that has begun which are still to come
     cdef uint8_t header[HEADER_BYTES]

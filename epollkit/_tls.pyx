@@ -10,8 +10,8 @@ options (OP_IGNORE_UNEXPECTED_EOF takes it for a clean end). Here it is an error
 """
 import ssl
 
-from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
-from cpython.buffer cimport PyBUF_READ, PyBUF_WRITE
+from cpython.buffer cimport PyBUF_READ
+from cpython.bytearray cimport PyByteArray_GET_SIZE
 from cpython.memoryview cimport PyMemoryView_FromMemory
 from libc.stdint cimport uint8_t
 
@@ -55,8 +55,8 @@ cdef class Tls:
                 self.step()
             elif taken[0] < length:
                 taken[0] += self.feed(data + taken[0], length - taken[0])
-            elif self.failure is not None:
-                raise self.failure
+            elif self.state & TLS_FAILED:
+                raise session_over()
             elif self.state & TLS_SOCKET_ENDED:
                 raise socket_ended()
             else:
@@ -71,7 +71,7 @@ cdef class Tls:
         except WantRead:
             self.records = 0
         except BaseException:
-            self.failure = session_over()
+            self.state |= TLS_FAILED
             raise
         else:
             self.state |= TLS_DONE
@@ -87,7 +87,7 @@ cdef class Tls:
         cdef Py_ssize_t count
         EK_ASSERT(PyByteArray_GET_SIZE(plain) >= RECORD_BYTES)
         taken[0] = 0
-        while self.failure is None and not self.state & TLS_PEER_CLOSED:
+        while not self.state & (TLS_FAILED | TLS_PEER_CLOSED):
             if self.records:
                 if PyByteArray_GET_SIZE(plain) - filled < RECORD_BYTES:
                     return filled
@@ -101,22 +101,20 @@ cdef class Tls:
                 return filled
         if filled:
             return filled
-        if self.failure is not None:
-            raise self.failure
+        if self.state & TLS_FAILED:
+            failure = self.failure          # its traceback may lead back here: not to be kept
+            self.failure = None
+            raise session_over() if failure is None else failure
         taken[0] = length
         return -1
 
     cdef Py_ssize_t read(self, bytearray plain, Py_ssize_t filled) except -2:
         """One record's plaintext, behind what is there; 0 for records that have none. All of it, so that OpenSSL never
         holds the rest of one: there, our close_notify would take it for an error."""
-        cdef object count
+        cdef Py_ssize_t count
         self.enter()
         try:
-            if filled == 0:
-                count = self.ssl_object.read(RECORD_BYTES, plain)
-            else:
-                count = self.ssl_object.read(RECORD_BYTES, PyMemoryView_FromMemory(
-                    PyByteArray_AS_STRING(plain) + filled, RECORD_BYTES, PyBUF_WRITE))
+            count = self.ssl_object.read(RECORD_BYTES, plain if filled == 0 else memoryview(plain)[filled:])
             self.records -= 1
             if count == 0:                  # close_notify, if ours was not sent; OpenSSL skips empty records
                 self.state |= TLS_PEER_CLOSED
@@ -126,9 +124,10 @@ cdef class Tls:
         except ZeroReturn:
             self.state |= TLS_PEER_CLOSED
         except SSLError as error:
+            self.state |= TLS_FAILED
             self.failure = error
         except BaseException:               # a signal's handler: the plaintext is lost
-            self.failure = session_over()
+            self.state |= TLS_FAILED
             raise
         finally:
             self.state &= ~<uint8_t>TLS_BUSY
@@ -145,8 +144,7 @@ cdef class Tls:
         return 0
 
     cdef bint holds_input(self) noexcept:
-        return self.records != 0 or self.failure is not None \
-            or (self.state & (TLS_PEER_CLOSED | TLS_SOCKET_ENDED)) != 0
+        return self.records != 0 or self.state & (TLS_FAILED | TLS_PEER_CLOSED | TLS_SOCKET_ENDED) != 0
 
     cdef Py_ssize_t feed(self, const char *data, Py_ssize_t length) except -1:
         """Give OpenSSL a batch of it; how much that was."""
@@ -188,11 +186,14 @@ cdef class Tls:
         if length == 0:
             return 0
         self.enter()
+        view = PyMemoryView_FromMemory(<char *>data, min(length, <Py_ssize_t>RECORD_BYTES), PyBUF_READ)
         try:
-            return self.ssl_object.write(
-                PyMemoryView_FromMemory(<char *>data, min(length, <Py_ssize_t>RECORD_BYTES), PyBUF_READ))
-        except BaseException:               # in TLS 1.2 SSLWantReadError, too, while a server renegotiates
-            self.failure = session_over()
+            return self.ssl_object.write(view)
+        except BaseException as error:
+            self.state |= TLS_FAILED
+            view.release()                  # the traceback has a frame of ssl's in which it lives on
+            if isinstance(error, WantRead):     # a weakness: nobody would call again when the peer has answered
+                raise SSLError(ssl.SSL_ERROR_SSL, "the peer renegotiates, which is not supported") from None
             raise
         finally:
             self.state &= ~<uint8_t>TLS_BUSY
@@ -200,17 +201,17 @@ cdef class Tls:
     cdef int close_notify(self) except -1:
         """unwrap() tells OpenSSL to send it, and then to read the other's. That reading takes application data for a
         fatal error; so there is nothing to read meanwhile."""
-        if not self.state & TLS_DONE or self.state & TLS_CLOSED or self.failure is not None:
+        if not self.state & TLS_DONE or self.state & (TLS_CLOSED | TLS_FAILED):
             return 0
         self.enter()
         self.state |= TLS_CLOSED
         unread = self.incoming.read()
         try:
             self.ssl_object.unwrap()
-        except WantRead:
+        except SSLError:                    # WantRead. Or it is in the middle of one more handshake, and can't
             pass
         except BaseException:
-            self.failure = session_over()
+            self.state |= TLS_FAILED
             raise
         finally:
             self.incoming.write(unread)
@@ -226,8 +227,8 @@ cdef class Tls:
     cdef int enter(self) except -1:
         if self.state & TLS_BUSY:
             raise UsageError("a callback of the SSLContext may not use the connection that it is called for")
-        if self.failure is not None:
-            raise self.failure
+        if self.state & TLS_FAILED:
+            raise session_over()
         self.state |= TLS_BUSY
         return 0
 
@@ -242,7 +243,7 @@ cdef object socket_ended():
 
 
 cdef object session_over():
-    """What everything after an exception gets: who knows what OpenSSL had done by then."""
+    """What everything after an exception gets: nobody knows what OpenSSL had done by then."""
     return ssl.SSLError(ssl.SSL_ERROR_SSL, "this TLS session has ended with an error")
 
 

@@ -98,6 +98,16 @@ def pair(contexts, kinds=(TlsPipe, TlsPipe), size=None):
     return server, client
 
 
+def asks_later(certificates):
+    """A pair whose server is about to ask for the client's certificate, which only TLS 1.3 allows by then."""
+    contexts = certificates.server_context(client_certificate=True), certificates.client_context(True)
+    contexts[0].verify_mode = ssl.CERT_OPTIONAL
+    contexts[1].post_handshake_auth = True
+    server, client = pair(contexts)
+    server.ssl_object.verify_client_post_handshake()
+    return server, client
+
+
 def opened(end, data=b"", size=None):
     """All that comes out of it: bytes; b"" and then "end" for the peer's close_notify."""
     found = b""
@@ -189,6 +199,8 @@ def test_openssl_is_not_asked_for_what_is_not_there(contexts):
 
     for context in contexts:
         context.sslobject_class = Counted
+    assert not TlsPipe(contexts[0], True).shake()
+    assert not asked, "a server has nothing to say before the client's hello"
     for size in (None, 1):
         asked.clear()
         server, client = pair(contexts, size=size)
@@ -197,6 +209,31 @@ def test_openssl_is_not_asked_for_what_is_not_there(contexts):
         for piece in pieces_of(client.write(b"x" * 3 * RECORD + b"y"), size and 500):
             opened(server, piece)
         assert asked == ["read"] * 4
+
+
+def test_memory_holds_a_record_and_not_what_one_recv_brings(contexts, monkeypatch):
+    """A BIO keeps the memory of the most that ever was in it, for as long as the connection lives."""
+    bios, most = [], []
+    make = ssl.MemoryBIO
+
+    class Watched(ssl.SSLObject):
+        def read(self, *arguments):
+            most.append(bios[0].pending)
+            return super().read(*arguments)
+
+        def write(self, data):
+            written = super().write(data)
+            most.append(bios[1].pending)
+            return written
+
+    monkeypatch.setattr(ssl, "MemoryBIO", lambda: bios.append(make()) or bios[-1])
+    contexts[0].sslobject_class = Watched
+    server, client = pair(contexts)
+    for data in (b"x" * 200_000, b"y" * 100):
+        assert opened(server, client.write(data)) == data
+        assert opened(server, b"".join(client.write(data[:100]) for _ in range(500))) == data[:100] * 500
+        assert opened(client, server.write(data)) == data
+    assert RECORD < max(most) <= RECORD + 4096 + 512
 
 
 # -- data --------------------------------------------------------------------------------------------------------------
@@ -378,6 +415,14 @@ def test_a_socket_that_ends_before_the_handshake_does_is_an_error(contexts):
         assert cut == len(hello) or server.take() == b""
 
 
+def test_close_in_the_middle_of_another_handshake(certificates):
+    """OpenSSL refuses to; reading goes on, and the peer will see the socket's end alone."""
+    server, client = asks_later(certificates)
+    server.close()
+    assert server.take() == b""
+    assert opened(server, client.write(b"data")) == b"data"
+
+
 # -- what is wrong -----------------------------------------------------------------------------------------------------
 
 
@@ -449,6 +494,33 @@ def test_a_server_that_is_somebody_else(certificates, contexts, wrong):
         server.open()
 
 
+def test_an_error_keeps_no_memory_of_ours(contexts):
+    """What is written lies in C memory that others use next. ssl's frame, in the traceback, has a view of it."""
+    def fails(self, data):
+        raise KeyboardInterrupt
+
+    contexts[0].sslobject_class = type("Fails", (ssl.SSLObject,), {"write": fails})
+    server, _ = pair(contexts)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        server.write(b"secret")
+    (view,) = [entry.locals["data"] for entry in caught.traceback if entry.name == "fails"]
+    with pytest.raises(ValueError, match="released"):
+        bytes(view)
+
+
+def test_renegotiation_is_refused_in_a_sentence(contexts):
+    """A server of TLS 1.2 may ask for one. While it lasts, OpenSSL wants to read before it writes."""
+    def wants_to_read(self, data):
+        raise ssl.SSLWantReadError
+
+    contexts[1].sslobject_class = type("Wants", (ssl.SSLObject,), {"write": wants_to_read})
+    _, client = pair(contexts)
+    with pytest.raises(ssl.SSLError, match="renegotiates"):
+        client.write(b"x")
+    with pytest.raises(ssl.SSLError, match="has ended"):
+        client.open()
+
+
 # -- what the context decides ------------------------------------------------------------------------------------------
 
 
@@ -471,12 +543,7 @@ def test_client_certificates(certificates, version):
 
 def test_a_certificate_that_is_asked_for_later(certificates):
     """TLS 1.3: reading makes the client write."""
-    contexts = certificates.server_context(client_certificate=True), certificates.client_context(True)
-    contexts[0].verify_mode = ssl.CERT_OPTIONAL
-    contexts[1].post_handshake_auth = True
-    server, client = pair(contexts)
-    contexts[0].verify_mode = ssl.CERT_REQUIRED
-    server.ssl_object.verify_client_post_handshake()
+    server, client = asks_later(certificates)
     server.ssl_object.do_handshake()
     assert opened(client, server.take()) == b""
     answer = client.take()
