@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from . import servers
 from .measure import resident_bytes
+from .stream_servers import KINDS
 
 SPARE_FDS = 200         # beside the idle connections: the busy ones, and what a process has anyway
 
@@ -19,6 +20,7 @@ SPARE_FDS = 200         # beside the idle connections: the busy ones, and what a
 class Memory:
     """Resident bytes per idle connection, one figure for each fresh server."""
 
+    work: str
     server: str
     connections: int
     bytes_each: list[float]
@@ -40,9 +42,9 @@ def raise_fd_limit() -> int:
 
 
 @contextlib.contextmanager
-def crowd(port: int, count: int, core: int | None = None) -> Iterator[None]:
+def crowd(port: int, count: int, core: int | None = None, work: str = "http") -> Iterator[None]:
     """So many idle connections to a server, each answered once. At the end all must still be there."""
-    command = [sys.executable, str(servers.HERE / "crowd.py"), str(port), str(count)]
+    command = [sys.executable, str(servers.HERE / "crowd.py"), str(port), str(count), work]
     process = servers.start_process(command, core, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                     stderr=subprocess.PIPE, text=True)
     try:
@@ -56,12 +58,12 @@ def crowd(port: int, count: int, core: int | None = None) -> Iterator[None]:
         servers.end_process(process)
 
 
-def measure_memory(server: str, workshop: servers.Workshop, connections: int, runs: int) -> Memory:
+def measure_memory(work: str, server: str, workshop: servers.Workshop, connections: int, runs: int) -> Memory:
     """Resident memory of a fresh server before and after the crowd came, by connection."""
     found = []
     for _ in range(runs):
-        with servers.SERVERS[server](workshop) as running:
+        with KINDS[work][server](workshop) as running:
             before = resident_bytes(running.pids())
-            with crowd(running.port, connections, workshop.load_core):
+            with crowd(running.port, connections, workshop.load_core, work):
                 found.append((resident_bytes(running.pids()) - before) / connections)
-    return Memory(server, connections, found)
+    return Memory(work, server, connections, found)

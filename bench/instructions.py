@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from . import callgrind, servers
 from .load import Load
 from .modes import Mode
+from .stream_load import ConnectLoad
+from .stream_servers import KINDS
 
 REQUESTS = (1_000, 11_000)      # about: a short and a long run
 PATIENCE_SECONDS = 60           # without any answer
@@ -50,15 +52,13 @@ def rounds_for(load: Load, requests: int) -> int:
 
 def ask(port: int, load: Load, rounds: int, answer_bytes: int) -> None:
     """Each connection asks so many times for `load.pipeline` answers of this size; if `load.closing`, on a new one."""
-    close = "Connection: close\r\n" if load.closing else ""
-    request = f"GET / HTTP/1.1\r\nHost: {servers.HOST}:{port}\r\n{close}\r\n".encode() * load.pipeline
+    request = load.request(port)
     expected = answer_bytes * load.pipeline
     clients: dict[int, Client] = {}
 
     def connect(left: int) -> None:
-        sock = socket.create_connection((servers.HOST, port), PATIENCE_SECONDS)
+        sock = load.connect(port, PATIENCE_SECONDS)
         clients[sock.fileno()] = Client(sock, expected, left)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.sendall(request)
         poll.register(sock, select.EPOLLIN)
 
@@ -99,9 +99,13 @@ def count_once(server: str, mode: Mode, workshop: servers.Workshop, rounds: int)
     """Instructions of a fresh server, from its start to its end."""
     output = workshop.path / f"callgrind.{server}"
     output.unlink(missing_ok=True)
-    with servers.SERVERS[server](workshop, closing=mode.load.closing, deferred=mode.deferred,
-                                 under=callgrind.prefix(output)) as running, servers.on_core(workshop.load_core):
-        ask(running.port, mode.load, rounds, running.answer_bytes)
+    kind = KINDS[mode.load.work][server]
+    with kind(workshop, closing=mode.load.closing, deferred=mode.deferred, under=callgrind.prefix(output)) as running:
+        if isinstance(mode.load, ConnectLoad):
+            mode.load.run_times(running, rounds * mode.load.connections, workshop)
+        else:
+            with servers.on_core(workshop.load_core):
+                ask(running.port, mode.load, rounds, running.answer_bytes)
     return callgrind.read_total(output)
 
 

@@ -1,13 +1,15 @@
-"""The load: wrk with one thread, on the generator's core."""
+"""The load of HTTP servers: wrk with one thread, on the generator's core."""
 from __future__ import annotations
 
 import math
 import os
 import re
 import signal
+import socket
 import subprocess
 import time
 from dataclasses import dataclass
+from typing import ClassVar
 
 from . import servers
 
@@ -24,6 +26,22 @@ class Load:
     connections: int
     pipeline: int = 1
     closing: bool = False
+    work: ClassVar[str] = "http"        # which kinds of servers it is for
+
+    def run(self, server: servers.Server, seconds: float, workshop: servers.Workshop) -> Answered:
+        """Ask for so long."""
+        return run_wrk(self, server.port, seconds, workshop.load_core)
+
+    def request(self, port: int) -> bytes:
+        """What is written at once, for those who ask by themselves."""
+        close = "Connection: close\r\n" if self.closing else ""
+        return f"GET / HTTP/1.1\r\nHost: {servers.HOST}:{port}\r\n{close}\r\n".encode() * self.pipeline
+
+    def connect(self, port: int, patience_seconds: float) -> socket.socket:
+        """A connection to write it to."""
+        sock = socket.create_connection((servers.HOST, port), patience_seconds)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return sock
 
     def command(self, port: int, seconds: int) -> list[str]:
         """wrk's arguments."""

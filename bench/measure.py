@@ -91,6 +91,11 @@ class Round:
         return self.cpu_seconds * 1e6 / self.requests
 
     @property
+    def requests_per_second(self) -> float:
+        """Over loopback, of whoever had no time left first."""
+        return self.requests / self.wall_seconds
+
+    @property
     def limited_by(self) -> str:
         """Who had no time left: `server`, `generator`, `both` or `neither`."""
         server = self.cpu_seconds / self.wall_seconds >= SATURATED
@@ -125,6 +130,12 @@ def bootstrap(items: Sequence, figure: Callable[[Sequence], float], seed: int = 
 def cpu_ratio(pairs: Sequence[Pair]) -> Interval:
     """CPU per request of the first of each pair, divided by that of the second: the median of the ratios."""
     ratios = [first.cpu_us_per_request / second.cpu_us_per_request for first, second in pairs]
+    return bootstrap(ratios, statistics.median)
+
+
+def throughput_ratio(pairs: Sequence[Pair]) -> Interval:
+    """Requests per second of the first of each pair, divided by those of the second: the median of the ratios."""
+    ratios = [first.requests_per_second / second.requests_per_second for first, second in pairs]
     return bootstrap(ratios, statistics.median)
 
 
@@ -164,6 +175,13 @@ def verdict(ratio: Interval, target: float, same: Interval | None) -> str:
     if noise >= distance:
         return "undecided"
     return "met" if ratio.median <= target else "missed"
+
+
+def least_verdict(ratio: Interval, target: float, same: Interval | None) -> str:
+    """The same where the ratio is to be at least its target."""
+    def inverse(interval: Interval) -> Interval:
+        return Interval(1 / interval.median, 1 / interval.high, 1 / interval.low)
+    return verdict(inverse(ratio), 1 / target, same and inverse(same))
 
 
 def absolute_verdict(values: Sequence[float], limit: float) -> str:

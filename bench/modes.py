@@ -4,11 +4,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .load import Load
+from .stream_load import ConnectLoad, EchoLoad, TlsLoad
 
 SECONDS = 3.0                       # of a round
 USER_SECONDS = 5.0                  # if a target is about user time: 60 s of ticks in 15 rounds of a server busy 80 %
 IDLE_CONNECTIONS = 15_000
-IDLE_BYTES_AT_MOST = 160            # resident, per idle keep-alive connection
+IDLE_BYTES_AT_MOST = {"http": 160, "echo": 256}     # resident, per idle keep-alive connection or stream
 CALLS_PER_REQUEST = 2               # recv and send; and one epoll_wait per batch
 AGAIN = "epollkit again"            # the A/A pair
 
@@ -23,10 +24,18 @@ class Setup:
 
 @dataclass(frozen=True)
 class Target:
-    """What is asked for: CPU time (`cpu`) or user time (`user`) per request at most so many times the other's."""
+    """What is asked for: CPU time (`cpu`) or user time (`user`) per request at most so many times the other's; or
+    `throughput`, at least so many times. Where `more_instructions` are given, so many more per request will also do.
+    """
 
     quantity: str
-    at_most: float
+    limit: float
+    more_instructions: float | None = None
+
+    @property
+    def sign(self) -> str:
+        """On which side of the limit it is met."""
+        return ">=" if self.quantity == "throughput" else "<="
 
 
 @dataclass(frozen=True)
@@ -53,6 +62,12 @@ class Mode:
     load: Load
     comparisons: tuple[Comparison, ...]
     deferred: bool = False
+    unit: str = "request"
+
+    @property
+    def servers(self) -> list[str]:
+        """All that take part."""
+        return [*dict.fromkeys(setup.server for each in self.comparisons for setup in (each.first, each.second))]
 
     @property
     def seconds(self) -> float:
@@ -98,7 +113,25 @@ MODES = (
     Mode("idle-beside", f"64 busy with {IDLE_CONNECTIONS:,} idle beside", Load(64), (
         SAME,
         Comparison("64 busy alone", Setup("epollkit", IDLE_CONNECTIONS), Setup("epollkit"), (Target("cpu", 1.1),)))),
+    Mode("echo-1k", "echo, 64 connections x 1 KiB", EchoLoad(64), (
+        SAME,
+        against("floor", "C echo", Target("cpu", 1.1)),
+        against("uvloop", "uvloop's Protocol", Target("user", 0.5)),
+        Comparison("no timeouts", Setup("timeouts"), Setup("epollkit"),
+                   (Target("cpu", 1.05, more_instructions=60),))), unit="message"),
+    Mode("echo-1m", "echo, 8 connections x 1 MiB", EchoLoad(8, message_bytes=1 << 20), (
+        SAME,
+        against("floor", "C echo", Target("throughput", 0.95)),
+        against("uvloop", "uvloop's Protocol")), unit="message"),
+    Mode("echo-tls", "TLS echo, 64 connections x 1 KiB", TlsLoad(64), (
+        SAME,
+        against("uvloop", "uvloop's Protocol", Target("cpu", 1.0))), unit="message"),
+    Mode("connect", "connect, one request, close; 16 at a time", ConnectLoad(16), (
+        SAME,
+        against("uvloop", "uvloop's create_connection", Target("cpu", 0.75))), unit="connection"),
 )
+NEEDS_CC = ("echo-1k", "echo-1m", "connect")        # for their generator, or their peer
+NEEDS_OPENSSL = ("echo-tls",)
 MEMORY = "memory"
 SYSTEM_CALLS = "system-calls"
 INSTRUCTIONS = "instructions"
@@ -106,9 +139,9 @@ STALE_CHECK = "stale-check"
 MODE_NAMES = [*(mode.name for mode in MODES), MEMORY, SYSTEM_CALLS, INSTRUCTIONS, STALE_CHECK]
 QUICK_MODES = ["keep-alive-64", "pipelined-16", MEMORY, SYSTEM_CALLS]
 
-MEMORY_SERVERS = ("epollkit", "nginx", "uvloop")
+MEMORY_SERVERS = {"http": ("epollkit", "nginx", "uvloop"), "echo": ("epollkit", "uvloop")}
 SYSTEM_CALL_SERVERS = ("epollkit", "floor", "nginx", "uvloop")
 SYSTEM_CALL_LOAD = Load(64)
 
-INSTRUCTION_MODES = ("keep-alive-64", "keep-alive-1000", "pipelined-16", "one-request")
-INSTRUCTION_SERVERS = ("epollkit", "floor", "nginx", "uvloop")
+INSTRUCTION_MODES = ("keep-alive-64", "keep-alive-1000", "pipelined-16", "one-request", "echo-1k", "echo-tls",
+                     "connect")

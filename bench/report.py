@@ -17,6 +17,7 @@ from .modes import AGAIN, CALLS_PER_REQUEST, IDLE_BYTES_AT_MOST, MODES, Comparis
 from .runner import Results
 
 LOOK = "a look"
+IDLE_NAMES = {"http": "keep-alive connection", "echo": "stream"}
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Side:
         """Sum up."""
         limits = [each.limited_by for each in rounds]
         return cls(statistics.median(each.cpu_us_per_request for each in rounds), measure.user_us_per_request(rounds),
-                   statistics.median(each.requests / each.wall_seconds for each in rounds),
+                   statistics.median(each.requests_per_second for each in rounds),
                    max(sorted(set(limits)), key=limits.count), sum(each.errors for each in rounds))
 
 
@@ -49,8 +50,10 @@ class Finding:
     second: Side
     cpu: Interval
     user: Interval
+    throughput: Interval
     same_cpu: Interval | None       # of the mode's A/A pairs
     same_user: Interval | None
+    same_throughput: Interval | None
 
     @property
     def rounds(self) -> list[Round]:
@@ -86,8 +89,9 @@ def findings(results: Results) -> list[Finding]:
             if pairs:
                 made.append(Finding(
                     mode, comparison, pairs, Side.of([pair[0] for pair in pairs]), Side.of([pair[1] for pair in pairs]),
-                    measure.cpu_ratio(pairs), measure.user_ratio(pairs), same and measure.cpu_ratio(same),
-                    same and measure.user_ratio(same)))
+                    measure.cpu_ratio(pairs), measure.user_ratio(pairs), measure.throughput_ratio(pairs),
+                    same and measure.cpu_ratio(same), same and measure.user_ratio(same),
+                    same and measure.throughput_ratio(same)))
     return made
 
 
@@ -107,24 +111,43 @@ def counted_ratio(results: Results, mode: Mode, comparison: Comparison) -> Inter
     return Interval(min(first) / min(second), min(first) / max(second), max(first) / min(second))
 
 
-def judge_counted(ratio: Interval, at_most: float) -> str:
-    """A ratio of counts: nothing is in doubt but what the runs differ by."""
-    return "met" if ratio.high <= at_most else "missed" if ratio.low > at_most else "undecided"
+def counted_more(results: Results, mode: Mode, comparison: Comparison) -> Interval | None:
+    """The same for their difference: so many more the first one takes."""
+    counted = {each.server: each.per_request for each in results.instructions if each.mode == mode.name}
+    first, second = counted.get(comparison.first.server), counted.get(comparison.second.server)
+    if not first or not second:
+        return None
+    return Interval(min(first) - min(second), min(first) - max(second), max(first) - min(second))
+
+
+def judge_counted(found: Interval, at_most: float) -> str:
+    """Of counts nothing is in doubt but what the runs differ by."""
+    return "met" if found.high <= at_most else "missed" if found.low > at_most else "undecided"
 
 
 def target_name(mode: Mode, comparison: Comparison, target: Target) -> str:
     """A target in words."""
-    quantity = "user time" if target.quantity == "user" else "CPU"
-    return f"{mode.title}: {quantity} per request <= {target.at_most:g} x {comparison.label}"
+    quantity = {"user": f"user time per {mode.unit}", "cpu": f"CPU per {mode.unit}"}.get(target.quantity, "throughput")
+    more = "" if target.more_instructions is None else f", or {target.more_instructions:g} instructions more"
+    return f"{mode.title}: {quantity} {target.sign} {target.limit:g} x {comparison.label}{more}"
 
 
-def judge_target(finding: Finding, target: Target, counted: Interval | None) -> Judged:
-    """One of a comparison's targets. If the clock can't decide about user time, instructions do. They can't about CPU
-    time: the kernel's are not counted.
-    """
+def judge_clock(finding: Finding, target: Target) -> tuple[Interval, Interval | None, str]:
+    """By time alone: the ratio, what two identical servers differ by, and the verdict."""
+    if target.quantity == "throughput":
+        ratio, same = finding.throughput, finding.same_throughput
+        return ratio, same, measure.least_verdict(ratio, target.limit, same)
     user = target.quantity == "user"
     ratio, same = (finding.user, finding.same_user) if user else (finding.cpu, finding.same_cpu)
-    verdict, remark = measure.verdict(ratio, target.at_most, same), ""
+    return ratio, same, measure.verdict(ratio, target.limit, same)
+
+
+def judge_target(finding: Finding, target: Target, counted: Interval | None, more: Interval | None) -> Judged:
+    """One of a comparison's targets. If the clock can't decide about user time, instructions do. They can't about CPU
+    time, as the kernel's are not counted, unless the target says so.
+    """
+    user = target.quantity == "user"
+    (ratio, same, verdict), remark = judge_clock(finding, target), ""
     by = "" if len(finding.pairs) >= VERDICT_PAIRS else LOOK
     pooled = measure.pooled_seconds(finding.pairs)
     if user and pooled < measure.POOLED_TICKS_SECONDS:
@@ -133,7 +156,14 @@ def judge_target(finding: Finding, target: Target, counted: Interval | None) -> 
     if counted is not None:
         found += f"; user-space instructions {counted.median:.3f}"
         if user and verdict == "undecided":
-            verdict, by = judge_counted(counted, target.at_most), "instructions"
+            verdict, by = judge_counted(counted, target.limit), "instructions"
+    if target.more_instructions is not None and more is not None:
+        found += f"; {more.median:+.0f} instructions"
+        by_count = judge_counted(more, target.more_instructions)
+        if verdict != "met" and by_count == "met":
+            verdict, by = "met", "instructions"
+        elif verdict == "missed" and by_count == "undecided":
+            verdict = "undecided"
     return Judged(target_name(finding.mode, finding.comparison, target), found, span(same), verdict, by)
 
 
@@ -144,13 +174,18 @@ def judge_ratios(results: Results) -> list[Judged]:
     for mode in MODES:
         for comparison in mode.comparisons:
             finding = timed.get((mode.name, comparison.label))
-            counted = counted_ratio(results, mode, comparison)
+            counted, more = counted_ratio(results, mode, comparison), counted_more(results, mode, comparison)
             for target in comparison.targets:
                 if finding is not None:
-                    judged.append(judge_target(finding, target, counted))
+                    judged.append(judge_target(finding, target, counted, more))
                 elif counted is not None and target.quantity == "user":
                     judged.append(Judged(target_name(mode, comparison, target), f"not timed; user-space instructions "
-                                         f"{counted.median:.3f}", "", judge_counted(counted, target.at_most),
+                                         f"{counted.median:.3f}", "", judge_counted(counted, target.limit),
+                                         "instructions"))
+                elif more is not None and target.more_instructions is not None:
+                    verdict = judge_counted(more, target.more_instructions)
+                    judged.append(Judged(target_name(mode, comparison, target), f"not timed; {more.median:+.0f} "
+                                         "instructions", "", "undecided" if verdict == "missed" else verdict,
                                          "instructions"))
     return judged
 
@@ -160,10 +195,11 @@ def judge(results: Results) -> list[Judged]:
     judged = judge_ratios(results)
     for memory in results.memory:
         if memory.server == "epollkit":
+            at_most = IDLE_BYTES_AT_MOST[memory.work]
             judged.append(Judged(
-                f"resident memory per idle keep-alive connection <= {IDLE_BYTES_AT_MOST} B",
+                f"resident memory per idle {IDLE_NAMES[memory.work]} <= {at_most} B",
                 ", ".join(f"{each:.0f} B" for each in memory.bytes_each), "",
-                measure.absolute_verdict(memory.bytes_each, IDLE_BYTES_AT_MOST)))
+                measure.absolute_verdict(memory.bytes_each, at_most)))
     for counted in results.system_calls:
         if counted.server == "epollkit":
             judged.append(Judged(
@@ -204,9 +240,9 @@ def ratio_rows(made: Sequence[Finding]) -> list[list[str]]:
 
 def memory_rows(results: Results) -> list[list[str]]:
     """Resident memory of each server."""
-    rows = [["server", "idle connections", "resident bytes each"]]
-    rows += [[memory.server, f"{memory.connections:,}", ", ".join(f"{each:.0f}" for each in memory.bytes_each)]
-             for memory in results.memory]
+    rows = [["server", "of what", "how many", "resident bytes each"]]
+    rows += [[memory.server, IDLE_NAMES[memory.work], f"{memory.connections:,}",
+              ", ".join(f"{each:.0f}" for each in memory.bytes_each)] for memory in results.memory]
     return rows
 
 
@@ -261,10 +297,11 @@ def print_report(console: Console, results: Results, about: dict[str, object]) -
     made = findings(results)
     pairs = min((len(finding.pairs) for finding in made), default=0)        # fewer than asked for, if interrupted
     look = f" (a look: a verdict takes {VERDICT_PAIRS} pairs)" if pairs < VERDICT_PAIRS else ""
-    print_table(console, f"Server CPU per request, {pairs} pairs of {about['seconds']} s{look}", ratio_rows(made))
+    print_table(console, f"CPU per request, message or connection, {pairs} pairs of {about['seconds']} s{look}",
+                ratio_rows(made))
     print_table(console, "Resident memory per idle connection", memory_rows(results))
     print_table(console, "System calls under keep-alive load, by strace", system_call_rows(results))
-    print_table(console, "Instructions per request, by callgrind", instruction_rows(results))
+    print_table(console, "Instructions per request, message or connection, by callgrind", instruction_rows(results))
     print_table(console, "Targets", target_rows(results))
     lines = [f"Left out: {name}: {reason}" for name, reason in results.left_out.items()]
     for finding in made:
@@ -295,8 +332,10 @@ def as_json(results: Results, about: dict[str, object]) -> str:
             "mode": finding.mode.name, "against": finding.comparison.label,
             "epollkit": asdict(finding.first), "other": asdict(finding.second),
             "cpu_ratio": asdict(finding.cpu), "user_ratio": asdict(finding.user),
+            "throughput_ratio": asdict(finding.throughput),
             "same_cpu_ratio": finding.same_cpu and asdict(finding.same_cpu),
             "same_user_ratio": finding.same_user and asdict(finding.same_user),
+            "same_throughput_ratio": finding.same_throughput and asdict(finding.same_throughput),
             "rounds": [[asdict(each) for each in pair] for pair in finding.pairs],
         } for finding in findings(results)],
         "memory": [asdict(memory) for memory in results.memory],
@@ -332,7 +371,7 @@ def draw(results: Results, path: Path) -> None:
         axes.set_title(title, loc="left", fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
     figure.legend(*rows[0, 0].get_legend_handles_labels(), loc="upper right", ncols=2, frameon=False)
-    rows[-1, 0].set_xlabel("server CPU per request, µs")
+    rows[-1, 0].set_xlabel("CPU per request, message or connection, µs")
     figure.tight_layout()
     figure.savefig(path)
     pyplot.close(figure)

@@ -6,16 +6,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from . import callgrind, idle, instructions, stale, syscalls
-from .load import Load, run_wrk
+from .load import Load
 from .measure import VERDICT_PAIRS, Pair, Round, read_account, read_machine
 from .modes import (
     IDLE_CONNECTIONS,
     INSTRUCTION_MODES,
-    INSTRUCTION_SERVERS,
     INSTRUCTIONS,
     MEMORY,
     MEMORY_SERVERS,
     MODES,
+    NEEDS_CC,
+    NEEDS_OPENSSL,
     STALE_CHECK,
     SYSTEM_CALL_LOAD,
     SYSTEM_CALL_SERVERS,
@@ -24,7 +25,8 @@ from .modes import (
     Mode,
     Setup,
 )
-from .servers import SERVERS, BenchError, Workshop, missing_servers
+from .servers import BenchError, Server, Workshop, missing_servers
+from .stream_servers import KINDS, missing_openssl
 
 MEMORY_RUNS = 3             # fresh servers for a verdict; one for a look
 INSTRUCTION_RUNS = 2        # the same
@@ -52,23 +54,23 @@ class Results:
 
 def measure_round(setup: Setup, mode: Mode, workshop: Workshop, seconds: float) -> Round:
     """A fresh server under the mode's load, with its idle crowd beside."""
-    cores = [core for core in (workshop.server_core, workshop.load_core) if core is not None]
-    server = SERVERS[setup.server](workshop, closing=mode.load.closing, deferred=mode.deferred)
+    server = KINDS[mode.load.work][setup.server](workshop, closing=mode.load.closing, deferred=mode.deferred)
     with contextlib.ExitStack() as stack:
         running = stack.enter_context(server)
         if setup.idle:
             stack.enter_context(idle.crowd(running.port, setup.idle, workshop.load_core))
-        return measure_load(running.pids(), running.port, mode.load, seconds, workshop.load_core, cores)
+        return measure_load(running, mode.load, seconds, workshop)
 
 
-def measure_load(pids: Sequence[int], port: int, load: Load, seconds: float, load_core: int | None,
-                 cores: Sequence[int]) -> Round:
+def measure_load(running: Server, load: Load, seconds: float, workshop: Workshop) -> Round:
     """What a running server and its machine use while it is asked."""
+    cores = [core for core in (workshop.server_core, workshop.load_core) if core is not None]
+    pids = running.pids()
     machine, account = read_machine(cores), read_account(pids)
-    answered = run_wrk(load, port, seconds, load_core)
+    answered = load.run(running, seconds, workshop)
     used, after = read_account(pids).since(account), read_machine(cores)
     if not answered.requests:
-        raise BenchError(f"no request was answered on port {port}, {answered.errors} errors")
+        raise BenchError(f"{running.title} answered nothing, {answered.errors} errors")
     total = after.total_seconds - machine.total_seconds
     others = after.busy_seconds - machine.busy_seconds - used.cpu_ns / 1e9 - answered.cpu_seconds
     return Round(
@@ -113,12 +115,13 @@ def estimate_seconds(names: Sequence[str], left_out: dict[str, str], pairs: int,
                 for setup in (comparison.first, comparison.second):
                     took += pairs * ((seconds or mode.seconds) + ROUND_EXTRA + CROWD_EXTRA * bool(setup.idle))
     if MEMORY in names:
-        took += len(set(MEMORY_SERVERS) - set(left_out)) * runs_for(pairs, MEMORY_RUNS) * (ROUND_EXTRA + CROWD_EXTRA)
+        measured = sum(len(set(servers) - set(left_out)) for servers in MEMORY_SERVERS.values())
+        took += measured * runs_for(pairs, MEMORY_RUNS) * (ROUND_EXTRA + CROWD_EXTRA)
     if SYSTEM_CALLS in names:
         took += len(set(SYSTEM_CALL_SERVERS) - set(left_out)) * (max(seconds or 0, SYSTEM_CALL_SECONDS) + ROUND_EXTRA)
     if INSTRUCTIONS in names:
-        took += (len(set(INSTRUCTION_SERVERS) - set(left_out)) * len(INSTRUCTION_MODES)
-                 * runs_for(pairs, INSTRUCTION_RUNS) * INSTRUCTIONS_EACH)
+        counted = sum(len(set(mode.servers) - set(left_out)) for mode in MODES if mode.name in INSTRUCTION_MODES)
+        took += counted * runs_for(pairs, INSTRUCTION_RUNS) * INSTRUCTIONS_EACH
     return took + (STALE_CHECK_ALL if STALE_CHECK in names else 0.0)
 
 
@@ -130,6 +133,10 @@ def leave_out(names: Sequence[str], fd_limit: int) -> dict[str, str]:
     if fd_limit < IDLE_CONNECTIONS + idle.SPARE_FDS:
         reason = f"{fd_limit} descriptors are too few for {IDLE_CONNECTIONS:,} connections (ulimit -n)"
         found.update({name: reason for name in ("idle-beside", MEMORY) if name in names})
+    if "floor" in found:
+        found.update({name: found["floor"] for name in NEEDS_CC if {name, INSTRUCTIONS} & {*names}})
+    if (reason := missing_openssl()):
+        found.update({name: reason for name in NEEDS_OPENSSL if {name, INSTRUCTIONS} & {*names}})
     if SYSTEM_CALLS in names and (reason := syscalls.missing()):
         found[SYSTEM_CALLS] = reason
     if INSTRUCTIONS in names and (reason := callgrind.missing()):
@@ -149,19 +156,20 @@ def run(names: Sequence[str], workshop: Workshop, pairs: int, seconds: float | N
         if mode.name in names:
             measure_mode(mode, workshop, pairs, seconds or mode.seconds, results, tell)
     if MEMORY in names:
-        for server in present(MEMORY_SERVERS, results):
-            tell(f"memory per idle connection: {server}")
-            results.memory.append(idle.measure_memory(server, workshop, IDLE_CONNECTIONS,
-                                                      runs_for(pairs, MEMORY_RUNS)))
+        for work, kinds in MEMORY_SERVERS.items():
+            for server in present(kinds, results):
+                tell(f"memory per idle connection, {work}: {server}")
+                results.memory.append(idle.measure_memory(work, server, workshop, IDLE_CONNECTIONS,
+                                                          runs_for(pairs, MEMORY_RUNS)))
     if SYSTEM_CALLS in names:
         for server in present(SYSTEM_CALL_SERVERS, results):
             tell(f"system calls: {server}")
             results.system_calls.append(syscalls.measure_system_calls(
                 server, workshop, SYSTEM_CALL_LOAD, max(seconds or 0, SYSTEM_CALL_SECONDS)))
     if INSTRUCTIONS in names:
-        for mode in (mode for mode in MODES if mode.name in INSTRUCTION_MODES):
-            for server in present(INSTRUCTION_SERVERS, results):
-                tell(f"instructions per request, {mode.title}: {server}")
+        for mode in (mode for mode in MODES if mode.name in INSTRUCTION_MODES and mode.name not in results.left_out):
+            for server in present(mode.servers, results):
+                tell(f"instructions per {mode.unit}, {mode.title}: {server}")
                 results.instructions.append(instructions.measure_instructions(
                     server, mode, workshop, runs_for(pairs, INSTRUCTION_RUNS)))
     if STALE_CHECK in names:

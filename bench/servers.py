@@ -81,6 +81,7 @@ class Workshop:
     def __init__(self, cores: tuple[int | None, int | None] = (None, None)) -> None:
         self.server_core, self.load_core = cores
         self.built: dict[str, Path] = {}
+        self.made: tuple[Path, Path] | None = None
 
     def __enter__(self) -> Workshop:
         self.directory = tempfile.TemporaryDirectory(prefix="epollkit-bench-")
@@ -101,6 +102,19 @@ class Workshop:
             self.built[source] = target
         return self.built[source]
 
+    def certificate(self) -> tuple[Path, Path]:
+        """A certificate of our own for this host, and its key."""
+        if self.made is None:
+            certificate, key = self.path / "certificate.pem", self.path / "key.pem"
+            command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
+                       "-days", "2", "-subj", "/CN=localhost", "-addext", f"subjectAltName=IP:{HOST}",
+                       "-out", str(certificate), "-keyout", str(key)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise BenchError(f"openssl made no certificate: {done.stderr.strip()[-200:]}")
+            self.made = certificate, key
+        return self.made
+
 
 class Server:
     """A server that prints its port as the first word of its first line. A context manager: started, checked, ended.
@@ -115,6 +129,7 @@ class Server:
     name = ""
     title = ""
     defers = True       # whether it has deferred accept
+    stdin = subprocess.DEVNULL
 
     def __init__(self, workshop: Workshop, *, closing: bool = False, deferred: bool = False,
                  under: Sequence[str] = ()) -> None:
@@ -130,6 +145,11 @@ class Server:
     def missing(cls) -> str | None:
         """Why it can't take part, or None."""
         return None
+
+    @property
+    def core(self) -> int | None:
+        """Where it runs."""
+        return self.workshop.server_core
 
     def command(self) -> list[str]:
         """What is executed."""
@@ -150,8 +170,8 @@ class Server:
 
     def start(self) -> None:
         """Start the process and learn its port."""
-        self.process = start_process([*self.under, *self.command()], self.workshop.server_core,
-                                     stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self.log)
+        self.process = start_process([*self.under, *self.command()], self.core, stdin=self.stdin,
+                                     stdout=subprocess.PIPE, stderr=self.log)
         self.announced = self.process.stdout.readline().decode().split()
         if not self.announced:
             raise self.failure("ended before it listened")
@@ -299,8 +319,8 @@ class Nginx(Server):
     def start(self) -> None:
         for attempt in range(PORT_ATTEMPTS):
             self.port = free_port()     # somebody may take it before nginx does
-            self.process = start_process([*self.under, *self.command()], self.workshop.server_core,
-                                         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self.log)
+            self.process = start_process([*self.under, *self.command()], self.core, stdin=self.stdin,
+                                         stdout=subprocess.DEVNULL, stderr=self.log)
             if self.listens():
                 return
             if attempt + 1 < PORT_ATTEMPTS:
