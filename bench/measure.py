@@ -5,6 +5,7 @@ from ticks of 10 ms only, so ticks are pooled over all rounds of a comparison be
 """
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import random
@@ -41,7 +42,8 @@ def read_account(pids: Sequence[int]) -> Account:
     cpu_ns, user, system = 0, 0, 0
     for pid in pids:
         for task in Path(f"/proc/{pid}/task").iterdir():
-            cpu_ns += int((task / "schedstat").read_text().split()[0])
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):        # a thread that has just ended
+                cpu_ns += int((task / "schedstat").read_text().split()[0])
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         user += int(fields[11])
         system += int(fields[12])
