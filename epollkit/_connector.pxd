@@ -5,7 +5,7 @@ What happens when is a table: `TABLE` in `_connector.pyx`, told in docs/connecti
 """
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 
-cimport epollkit._stream as _stream
+cimport epollkit._buffered as _buffered
 from epollkit._calls cimport Timer
 from epollkit._core cimport Endpoint
 from epollkit._sys cimport sockaddr_storage
@@ -43,7 +43,7 @@ cdef enum ConnectAction:
     GIVE_UP
 
 
-cdef class Loop(_stream.Loop):
+cdef class Loop(_buffered.Loop):
     cdef dict resolving             # number of the question -> Connector
     cdef uint64_t questions         # asked so far
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from typing_extensions import Never, disjoint_base
 
-from epollkit import _core, _sockets, _stream
+from epollkit import _buffered, _core, _sockets
 from epollkit.errors import Attempt
 
 TABLE: Mapping[str, Mapping[str, tuple[str, str]]]
@@ -29,7 +29,7 @@ class Connector:
 def expire(connector: Connector) -> None: ...
 
 @disjoint_base
-class Loop(_stream.Loop):
+class Loop(_buffered.Loop):
     def connect(self, address: _sockets.Address, factory: Callable[[], _core.Endpoint], *, timeout: float = 10.0,
                 bind: str | tuple[str, int] | None = None, ssl: SSLContext | bool | None = None,
                 server_hostname: str | None = None, ssl_handshake_timeout: float = 10.0) -> Connector: ...

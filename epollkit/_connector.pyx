@@ -5,14 +5,15 @@ from libc cimport errno
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport strerror
 
-cimport epollkit._stream as _stream
+cimport epollkit._buffered as _buffered
 cimport epollkit._sys as _sys
-from epollkit._calls cimport delay_ns
+from epollkit._connection cimport Connection
 from epollkit._core cimport Endpoint, os_error
 from epollkit._slots cimport SLOT_CONNECTION, SLOT_OWNS_FD, SLOT_TCP, SLOT_TELLS_CLOSE, SLOT_WATCHED
 from epollkit._sys cimport EK_ASSERT, sockaddr_storage
 
 from epollkit import _resolver, _sockets
+from epollkit._checks import checked_seconds_ns
 from epollkit.errors import Attempt, UsageError
 
 cdef extern from "Python.h":
@@ -200,13 +201,14 @@ cdef class Approach(Endpoint):
         return connector.tell(REFUSED, self, 0)
 
     cdef int let_go(self) except -1:
-        if self.connector is not None:
-            self.connector.abandon()
+        cdef Connector connector = self.connector       # held: its approaches may be all that refers to it
+        if connector is not None:
+            connector.abandon()
         return 0
 
     cdef int drop(self) except -1:
         """Over: nothing is left of it but the object."""
-        cdef _stream.Loop loop
+        cdef _buffered.Loop loop
         self.connector = None
         if self.slot == NULL:
             return 0
@@ -224,6 +226,8 @@ cdef class Connector:
     """
 
     def __cinit__(self):
+        self.under_way = []
+        self.over = []
         _sys.EK_MADE(_sys.EK_CONNECTOR)
 
     def __init__(self):
@@ -240,8 +244,8 @@ cdef class Connector:
         then what is under way, or made it: without an error. Those that lost the race, or were under way when all was
         cancelled, have ECANCELED."""
         cdef Approach approach
-        found = list(self.over or ())
-        for approach in self.under_way or ():
+        found = list(self.over)
+        for approach in self.under_way:
             found.append(Attempt(approach.address, None, (_sys.ek_now_ns() - approach.started_ns) / 1e9))
         if self.row == CONNECTED:
             approach = self.newest
@@ -317,6 +321,7 @@ cdef class Connector:
         cdef Loop loop = self.loop
         cdef int64_t due_ns = self.deadline_ns
         cdef int code
+        loop.check_usable()             # what the collector ran in that allocation may have closed it
         approach.connector = self
         approach.address = address
         approach.started_ns = _sys.ek_now_ns()
@@ -408,12 +413,21 @@ cdef class Connector:
         for approach in self.under_way:
             approach.connector = None
         self.under_way = []
-        return 0
+        return self.stream.let_go()
 
 
 def expire(Connector connector not None):
     """What a timer calls: the name has not been looked up in time."""
     connector.tell(DEADLINE, None, 0)
+
+
+cdef int64_t whole_ns(object timeout) except -1:
+    """Seconds for all of it, rounded up."""
+    if type(timeout) is float and 0 < <double>timeout < 1e9:
+        return <int64_t>(<double>timeout * 1e9 + 0.999999)
+    if timeout is None:
+        raise UsageError("a connect needs a deadline: timeout is a number of seconds")
+    return checked_seconds_ns("timeout", timeout)
 
 
 cdef bint is_numeric(object address) except -1:
@@ -456,13 +470,18 @@ cdef int secure(Endpoint stream, object context, object server_hostname, object 
         context = ssl.create_default_context()
     if not isinstance(context, ssl.SSLContext):
         raise UsageError(f"ssl is an ssl.SSLContext, or True for the default one, not {context!r}")
-    if not hasattr(stream, "_secure"):
-        raise UsageError(f"{stream!r} can't speak TLS")
-    stream._secure(context, False, server_hostname, handshake_timeout)
+    if checked_seconds_ns("ssl_handshake_timeout", handshake_timeout) == 0:
+        raise UsageError("a TLS handshake needs a deadline: ssl_handshake_timeout is a number of seconds")
+    if not isinstance(stream, Connection):
+        raise UsageError(f"the factory returned {stream!r}, which can't speak TLS; a Stream can")
+    try:
+        stream._secure(context, False, server_hostname, handshake_timeout)
+    except ValueError as error:         # a host name that no certificate can be for, or none where one is checked
+        raise UsageError(f"no TLS with server_hostname={server_hostname!r}: {error}") from None
     return 0
 
 
-cdef class Loop(_stream.Loop):
+cdef class Loop(_buffered.Loop):
     """The loop with buffers, and with connectors."""
 
     def __cinit__(self, *arguments, **options):
@@ -487,15 +506,13 @@ cdef class Loop(_stream.Loop):
         Each socket that is under way counts towards `max_connections`. Raises UsageError: a wrong argument; and what
         the factory raises. Everything else, LimitReached too, comes through `on_close`. Not thread-safe.
         """
-        cdef int64_t timeout_ns = delay_ns(timeout)
+        cdef int64_t timeout_ns = whole_ns(timeout)
         cdef bint known = bind is None and is_numeric(address)
-        cdef Connector connector
+        cdef Connector connector = Connector.__new__(Connector)
         cdef Endpoint stream
         target, source = address, None
         if not known:
             target, known, source = checked_ends(address, bind)
-        if timeout_ns == 0:
-            raise UsageError("timeout is a number of seconds above 0")
         if server_hostname is not None and not ssl:
             raise UsageError("server_hostname goes with ssl only")
         self.check_usable()
@@ -504,13 +521,10 @@ cdef class Loop(_stream.Loop):
             secure(stream, ssl, server_hostname or (None if isinstance(target, str) else target[0]),
                    ssl_handshake_timeout)
         self.check_usable()                 # the factory may have done anything
-        connector = Connector.__new__(Connector)
         connector.loop = self
         connector.stream = stream
         connector.address = address
         connector.source = source
-        connector.under_way = []
-        connector.over = []
         connector.started_ns = _sys.ek_now_ns()
         connector.deadline_ns = connector.started_ns + timeout_ns
         stream.used = True
@@ -545,7 +559,7 @@ cdef class Loop(_stream.Loop):
         for connector in self.resolving.values():
             (<Connector>connector).abandon()
         self.resolving.clear()
-        return _stream.Loop.drop_everything(self)
+        return _buffered.Loop.drop_everything(self)
 
 
 _sys.EK_FREED_WITH(Approach, _sys.EK_APPROACH)

@@ -10,14 +10,17 @@ from collections.abc import Iterator
 
 import hypothesis
 import pytest
-from batches import Log, Stage
+from batches import Log, Stage, names_looked_up
 from certificates import Certificates
 
 import epollkit
+from epollkit import _resolver
 
 DEBUG = epollkit.build_info()["build"] == "debug"
 if DEBUG:
     from epollkit import _operations
+
+_resolver.IDLE_SECONDS = 0.0        # its threads end with their work, so a test can wait for them
 
 hypothesis.settings.register_profile("epollkit", derandomize=True, deadline=None, print_blob=True)
 hypothesis.settings.load_profile("epollkit")
@@ -60,6 +63,7 @@ def nothing_left(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixtur
     """No descriptor, no thread, and nothing that the debug build counts outlives a test."""
     before, threads, counted = open_fds(), threading.active_count(), alive()
     yield
+    names_looked_up()
     (request.node.funcargs or {}).clear()   # the other fixtures are over, but pytest would keep what they made, ...
     caplog.get_records("call").clear()  # ... and tracebacks
     if alive() != counted:
