@@ -510,6 +510,8 @@ cdef class Buffered(_core.Endpoint):
                     self.open_records(loop.input, count)
                 else:
                     self.take_data(loop.input, count)
+                if self.output != NULL and not self.state & (STREAM_BLOCKED | STREAM_OUT_WAITS):
+                    self.flush()        # large pieces go while they are in the cache, and before more of them come
                 if count < room and not events & MORE_THAN_A_READ and self.slot != NULL \
                         and self.slot.flags & SLOT_TCP:
                     return 0            # drained, and one recv saved; without the flags, whatever follows is a new edge
