@@ -215,6 +215,17 @@ def test_what_was_not_used_goes_to_the_next():
     assert limit._reserve(0, 1) == (1, 31 * SECOND // 1000)
 
 
+def test_giving_back_is_exact_to_the_fraction_of_a_nanosecond():
+    """Three bytes are a second, two of them not a whole number of nanoseconds: as long as the burst, so due at once."""
+    limit = RateLimit(3, burst=2)
+    limit._reserve(0, 2)
+    assert limit._reserve(0, 1) == (1, 333_333_334)
+    limit._give_back(1)
+    assert limit._reserve(0, 0) == (0, 0)
+    assert limit._reserve(0, 2)[1] == 666_666_667
+    assert limit._reserve(10 * SECOND, 2) == (2, 10 * SECOND), "after a pause no fraction of the past is left"
+
+
 # -- sharing -----------------------------------------------------------------------------------------------------------
 
 
