@@ -58,7 +58,7 @@ cdef class Tls:
     # again: does nothing.
     cdef int close_notify(self) except -1
     cdef bint has_sealed(self) except -1
-    # What is to be sent, at most what a few records make; b"" if there is nothing.
+    # All that is to be sent; b"" if there is nothing. Taken after each seal(), it keeps the BIO small.
     cdef bytes sealed(self)
 
     # inside
