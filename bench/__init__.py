@@ -3,6 +3,7 @@
     pip install -e .[bench]
     python -m bench --quick
 
-`__main__` reads the options; `runner` walks through `modes`; `servers` and `load` start what is measured; `measure`
-reads the kernel's accounts and does the arithmetic; `report` says what came out.
+`__main__` reads the options; `runner` walks through `modes`; `servers` and `load` start what is measured, and
+`stream_servers` and `stream_load` what has no HTTP; `measure` reads the kernel's accounts and does the arithmetic;
+`report` says what came out.
 """
