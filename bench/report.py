@@ -13,8 +13,9 @@ from rich.table import Table
 
 from . import measure, stale
 from .measure import VERDICT_PAIRS, Interval, Pair, Round
-from .modes import AGAIN, CALLS_PER_REQUEST, IDLE_BYTES_AT_MOST, MODES, Comparison, Mode, Target
+from .modes import AGAIN, CALLS_PER_REQUEST, IDLE_BYTES_AT_MOST, MODES, SAME, Comparison, Mode, Target
 from .runner import Results
+from .stream_servers import KINDS
 
 LOOK = "a look"
 IDLE_NAMES = {"http": "keep-alive connection", "echo": "stream"}
@@ -348,7 +349,7 @@ def as_json(results: Results, about: dict[str, object]) -> str:
 
 
 def draw(results: Results, path: Path) -> None:
-    """Bars of user and system time per request, one panel per load; epollkit's is the median over its comparisons."""
+    """Bars of user and system time per request, one panel per load; epollkit's own is from its A/A pairs."""
     import matplotlib
     matplotlib.use("Agg")
     from matplotlib import pyplot
@@ -357,8 +358,12 @@ def draw(results: Results, path: Path) -> None:
     for finding in findings(results):
         if finding.comparison.label == AGAIN:
             panels.setdefault(finding.mode.title, {})["epollkit"] = Side.of([one for one, _ in finding.pairs])
-        else:
-            panels.setdefault(finding.mode.title, {})[finding.comparison.label] = finding.second
+            continue
+        panel = panels.setdefault(finding.mode.title, {})
+        panel[finding.comparison.label] = finding.second
+        if (first := finding.comparison.first) != SAME.first:
+            title = KINDS[finding.mode.load.work][first.server].title
+            panel[f"{title}, {first.idle:,} idle" if first.idle else title] = finding.first
     if not panels:
         return
     figure, rows = pyplot.subplots(len(panels), 1, figsize=(8, 1.7 * len(panels) + 0.6), squeeze=False)
