@@ -621,10 +621,7 @@ def test_a_client_looks_at_its_answer(workshop: servers.Workshop, peer: Callable
 def test_a_round_of_connecting_is_the_client_s(workshop: servers.Workshop, peer: Callable[[str], str]):
     """Its CPU is the figure, and the peer's is the generator's."""
     peer("cc")
-    kind = stream_servers.KINDS["connect"]["uvloop"]
-    if kind.missing():
-        pytest.skip(kind.missing())
-    with kind(workshop) as client:
+    with stream_servers.EpollkitClient(workshop) as client:
         found = runner.measure_load(client, stream_load.ConnectLoad(4), 0.2, workshop)
     assert found.requests > 0
     assert found.cpu_seconds > 0
@@ -923,9 +920,7 @@ def test_instructions_of_a_server(workshop: servers.Workshop, peer: Callable[[st
 def test_instructions_at_the_stream_layer(workshop: servers.Workshop, peer: Callable[[str], str], asked: load.Load):
     peer("valgrind")
     peer("cc")
-    name = "floor" if asked.work == "echo" else "uvloop"
-    if stream_servers.KINDS[asked.work][name].missing():
-        pytest.skip("no uvloop")
+    name = "floor" if asked.work == "echo" else "epollkit"
     found = instructions.measure_instructions(name, modes.Mode("m", "m", asked, ()), workshop, 1, (8, 48))
     assert found.requests == 40
     assert 20 < found.least < 500_000
