@@ -6,5 +6,6 @@ from epollkit._slots cimport (
 )
 from epollkit._buffered cimport STREAM_LINGERS, STREAM_MAY_LINGER, Loop, reserve
 from epollkit._connection cimport Connection
+from epollkit._connector cimport Connector
 from epollkit._stream cimport Stream
 from epollkit._tokens cimport Token, make_token

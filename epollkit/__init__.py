@@ -14,9 +14,7 @@ from epollkit._rate import RateLimit
 from epollkit._sockets import Detached
 from epollkit._stream import Stream
 from epollkit._tokens import Token
-from epollkit.errors import (
-    Attempt, ConnectError, EpollkitError, LimitReached, PeerError, StaleToken, UsageError,
-)
+from epollkit.errors import Attempt, ConnectError, EpollkitError, LimitReached, PeerError, StaleToken, UsageError
 from epollkit.events import ERR, EXCLUSIVE, HUP, IN, ONESHOT, OUT, PRI, RDHUP
 from epollkit.loop import Loop
 from epollkit.stats import LoopStats
@@ -24,7 +22,7 @@ from epollkit.stats import LoopStats
 __version__ = "0.1.0"
 
 __all__ = [
-    "ERR", "EXCLUSIVE", "HUP", "IN", "ONESHOT", "OUT", "PRI", "RDHUP", "Attempt", "ConnectError", "Connector", "Detached",
-    "EpollkitError", "LimitReached", "Listener", "Loop", "LoopStats", "PeerError", "RateLimit", "StaleToken", "Stream",
-    "Timer", "Token", "UsageError", "build_info",
+    "ERR", "EXCLUSIVE", "HUP", "IN", "ONESHOT", "OUT", "PRI", "RDHUP", "Attempt", "ConnectError", "Connector",
+    "Detached", "EpollkitError", "LimitReached", "Listener", "Loop", "LoopStats", "PeerError", "RateLimit",
+    "StaleToken", "Stream", "Timer", "Token", "UsageError", "build_info",
 ]

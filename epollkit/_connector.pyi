@@ -12,6 +12,7 @@ STATES: tuple[str, ...]
 EVENTS: tuple[str, ...]
 ACTIONS: tuple[str, ...]
 
+@disjoint_base
 class Approach(_core.Endpoint):
     def __init__(self, *args: Never, **kwargs: Never) -> None: ...
 

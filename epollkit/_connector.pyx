@@ -1,8 +1,8 @@
 """`Loop.connect`, and the `Connector` that it returns."""
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
-from cpython.object cimport PyObject
+from cpython.object cimport PyObject, PyTypeObject, traverseproc, visitproc
 from libc cimport errno
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
 from libc.string cimport strerror
 
 cimport epollkit._buffered as _buffered
@@ -119,7 +119,7 @@ cdef class Approach(Endpoint):
         cdef int fd, result
         self.port = _sys.ek_port(&target)
         if near_length and near.ss_family != target.ss_family:
-            raise OSError(errno.EAFNOSUPPORT, f"bind to {_sockets.describe(source)}: that is another address family")
+            raise OSError(errno.EAFNOSUPPORT, f"bind to {source[0]}: that is another address family")
         fd = _sys.ek_socket(target.ss_family)
         if fd < 0:
             raise os_error(-fd, "socket")
@@ -136,7 +136,7 @@ cdef class Approach(Endpoint):
         if near_length:
             result = _sys.ek_bind(fd, &near, near_length)
             if result < 0:
-                raise os_error(-result, f"bind to {_sockets.describe(source)}")
+                raise os_error(-result, f"bind to {source[0]}, port {source[1]}")
         result = _sys.ek_connect(fd, &target, length)
         if result == 0:                         # unix always; its stream opens next turn, not within connect()
             self.verdict = 0
@@ -170,6 +170,7 @@ cdef class Approach(Endpoint):
         if events & _sys.EPOLLHUP and not events & _sys.EPOLLERR:
             if _sys.ek_socket_name(self.slot.fd, True, &peer) < 0:
                 return NO_VERDICT
+        EK_ASSERT(self.verdict == NO_VERDICT)
         code = _sys.ek_take_error(self.slot.fd)
         if code == 0 and events & _sys.EPOLLERR and _sys.ek_socket_name(self.slot.fd, True, &peer) < 0:
             return errno.ENOTCONN               # somebody else has read it
@@ -281,8 +282,8 @@ cdef class Connector:
         cdef Loop loop = self.loop
         loop.questions += 1
         self.question = loop.questions
-        loop.resolving[self.question] = self
         self.timer = loop.calls.schedule(self.deadline_ns, expire, (self,))
+        loop.resolving[self.question] = self
         try:
             _resolver.ask(loop, self.question, self.address[0], self.address[1])
         except Exception as error:
@@ -367,9 +368,10 @@ cdef class Connector:
         cdef Loop loop = self.loop
         cdef bint late = self.row == TIMED_OUT
         if late and self.addresses is None:
-            self.note(self.address, TimeoutError(errno.ETIMEDOUT, "its name was not looked up in time"), self.started_ns)
+            error = TimeoutError(errno.ETIMEDOUT, "its name was not looked up in time")
+            self.note(self.address, error, self.started_ns)
         self.finish(errno.ETIMEDOUT if late else ECANCELED)
-        reason = None if self.row == CANCELLED else error_of(errno.ETIMEDOUT)   # in case that the next line is cut short
+        reason = None if self.row == CANCELLED else error_of(errno.ETIMEDOUT)   # if Ctrl-C cuts the next line short
         try:
             if reason is not None:
                 reason = _sockets.connect_error(self.address, self.over, late)
@@ -474,6 +476,8 @@ cdef int secure(Endpoint stream, object context, object server_hostname, object 
         raise UsageError("a TLS handshake needs a deadline: ssl_handshake_timeout is a number of seconds")
     if not isinstance(stream, Connection):
         raise UsageError(f"the factory returned {stream!r}, which can't speak TLS; a Stream can")
+    if context.check_hostname and not server_hostname:      # an SSLObject, unlike a socket, would not check at all
+        raise UsageError("the context checks the peer's name (check_hostname): say which, as server_hostname")
     try:
         stream._secure(context, False, server_hostname, handshake_timeout)
     except ValueError as error:         # a host name that no certificate can be for, or none where one is checked
@@ -561,6 +565,20 @@ cdef class Loop(_buffered.Loop):
         self.resolving.clear()
         return _buffered.Loop.drop_everything(self)
 
+
+# What a stream holds in C memory its loop answers for, once it is registered; until then, its connector.
+cdef traverseproc traverse_fields = (<PyTypeObject *>Connector).tp_traverse
+
+
+cdef int traverse_connector(PyObject *this, visitproc visit, void *argument) except -1:
+    cdef Endpoint stream = (<Connector>this).stream
+    cdef int result = traverse_fields(this, visit, argument)
+    if result == 0 and stream is not None and stream.slot == NULL and stream.loop_link == NULL:
+        result = stream.visit(visit, argument)
+    return result
+
+
+(<PyTypeObject *>Connector).tp_traverse = traverse_connector
 
 _sys.EK_FREED_WITH(Approach, _sys.EK_APPROACH)
 _sys.EK_FREED_WITH(Connector, _sys.EK_CONNECTOR)

@@ -18,9 +18,9 @@ from epollkit._calls cimport Calls, Timer
 from epollkit._epollset cimport set_add, set_change, set_holds, set_renew
 from epollkit._slots cimport (
     MAX_SLOTS, NO_SLOT, SLOT_BOUND_CALLS, SLOT_CONNECTION, SLOT_IDLE, SLOT_INTERNAL, SLOT_OWNS_FD, SLOT_PEER_CLOSED,
-    SLOT_READY, SLOT_TELLS_CLOSE, SLOT_UNLIMITED, SLOT_WATCHED, STALE_CLOSED, STALE_ORPHAN, STALE_RECYCLED, Slot, Staleness,
-    slot_append, slot_at, slot_for, slot_invalidate, slot_of_fd, slot_of_node, slot_recycle, slot_staleness, slot_tag,
-    slot_take, slot_unlink, slots_forget_batches, slots_free, slots_init,
+    SLOT_READY, SLOT_TELLS_CLOSE, SLOT_UNLIMITED, SLOT_WATCHED, STALE_CLOSED, STALE_ORPHAN, STALE_RECYCLED, Slot,
+    Staleness, slot_append, slot_at, slot_for, slot_invalidate, slot_of_fd, slot_of_node, slot_recycle, slot_staleness,
+    slot_tag, slot_take, slot_unlink, slots_forget_batches, slots_free, slots_init,
 )
 from epollkit._sys cimport EK_ASSERT, EK_ASSERT_THREAD
 from epollkit._tokens cimport Anchor, make_token

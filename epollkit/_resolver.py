@@ -22,8 +22,8 @@ IDLE_SECONDS = 5.0          # a thread without work ends after that
 
 
 def take_turns(found: Iterable[tuple[Any, ...]]) -> list[Any]:
-    """Socket addresses in the order in which to try them: as `getaddrinfo` sorted them (RFC 6724), but the families take
-    turns, the first one first (RFC 8305, section 4, with a First Address Family Count of 1)."""
+    """Socket addresses in the order in which to try them: as `getaddrinfo` sorted them (RFC 6724), but the families
+    take turns, the first one first (RFC 8305, section 4, with a First Address Family Count of 1)."""
     families: dict[int, dict[Any, None]] = {}
     for family, _, _, _, address in found:
         if family in (socket.AF_INET, socket.AF_INET6):

@@ -79,7 +79,8 @@ def resolve(address: Address) -> tuple[socket.AddressFamily, object]:
 
 
 def checked_target(address: object) -> tuple[str, int] | tuple[str, int, int, int] | str:
-    """Where to connect to: what a user wrote, in one form, a path as str. ValueError, with a sentence, for what can't be one."""
+    """Where to connect to: what a user wrote, in one form, a path as str. What can't be that is a ValueError with a
+    sentence."""
     if isinstance(address, (str, bytes)):
         path = os.fsencode(address)
         if not path:

@@ -89,7 +89,8 @@ def test_the_codec_knows_no_socket_and_no_loop():
 
 def test_only_the_leaf_names_a_system_call():
     """Whoever writes epoll_ctl( or recv( outside of _sys.h takes a path that the fake kernel can't replace."""
-    call = re.compile(r"(?<![\w.])(?<!def )(epoll_(?:create1?|ctl|wait|pwait2?)|accept4?|socket|connect|bind|recv(?:msg)?|send(?:msg|to)?|eventfd|"
+    call = re.compile(r"(?<![\w.])(?<!def )(epoll_(?:create1?|ctl|wait|pwait2?)|accept4?|socket|connect|bind|"
+                      r"recv(?:msg)?|send(?:msg|to)?|eventfd|"
                       r"getsockopt|setsockopt|shutdown|clock_gettime)\s*\(")
     for path in sources("*.pyx", "*.pxd"):
         code = re.sub(r'""".*?"""|#[^\n]*|"[^"\n]*"', "", path.read_text(), flags=re.DOTALL)
