@@ -10,11 +10,11 @@ import pickle
 import re
 import select
 import socket
+import ssl
 import struct
 import threading
 import weakref
 from collections.abc import Iterator
-from itertools import chain, repeat
 from pathlib import Path
 
 import pytest
@@ -37,8 +37,9 @@ from epollkit import Attempt, ConnectError, Connector, LimitReached, Stream, Usa
 
 DEBUG = epollkit.build_info()["build"] == "debug"
 if DEBUG:
-    from epollkit import _debug
     from epollkit._operations import calls, fake_clock, replaced
+
+    from epollkit import _debug
 
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "connecting.md"
 DELAY_SECONDS = 0.25        # RFC 8305, section 8
@@ -253,10 +254,9 @@ class TestConnected:
 
     def test_an_address_with_flow_and_scope(self, loop, stage):
         place = Place(stage, "ipv6")
-        for address in (*place.address, 0, 0), ("::1%lo", place.address[1]):
-            mine = Try(loop, stage, address).done()
-            assert mine.upcalls == ["on_open"]
-            assert not resolver_threads()
+        mine = Try(loop, stage, (*place.address, 0, 0)).done()
+        assert mine.upcalls == ["on_open"]
+        assert _sockets.checked_target(("fe80::1%lo", 80)) == ("fe80::1", 80, 0, socket.if_nametoindex("lo"))
 
     def test_from_a_loop_of_ours_to_a_listener_of_ours(self, loop, stage, log, kind, tmp_path):
         address = str(tmp_path / "socket") if kind == "unix" else ("127.0.0.1" if kind == "ipv4" else "::1", 0)
@@ -275,13 +275,14 @@ class TestConnected:
         assert aborted.upcalls == closed.upcalls == ["on_open", "on_close"]
         assert loop.stats().live == 0
 
-    def test_no_deadline_is_left_over(self, loop, stage, tcp):
-        """The connector's time ends with the connector."""
-        mine = Try(loop, stage, Place(stage, tcp).address, timeout=1e-3).done()
-        if mine.state == "connected":       # else the machine was that slow
-            threading.Event().wait(0.005)
-            settle(loop)
-            assert mine.upcalls == ["on_open"]
+    @pytest.mark.debug_build
+    def test_no_deadline_is_left_over(self, loop, stage, kind):
+        """The connector's time ends with the connector: its stream begins with a slot that has none."""
+        mine = Try(loop, stage, Place(stage, kind).address)
+        index = next(i for i in range(10) if _debug.slot_fields(loop, i)["due_ns"])
+        mine.done()
+        assert mine.stream.token.index == index
+        assert _debug.slot_fields(loop, index)["due_ns"] == 0
 
     def test_cancelling_what_is_connected_does_nothing(self, loop, stage, kind):
         mine = Try(loop, stage, Place(stage, kind).address).done()
@@ -302,6 +303,74 @@ class TestConnected:
             with contextlib.suppress(BlockingIOError):
                 received += len(far.recv(1 << 20))
         assert mine.upcalls == ["on_open"]
+
+
+class TestTls:
+    def test_it_opens_after_the_handshake(self, loop, stage, log, certificates, kind, tmp_path):
+        """And not at the connect: the upcall that says so is the first one."""
+        address = str(tmp_path / "socket") if kind == "unix" else ("127.0.0.1" if kind == "ipv4" else "::1", 0)
+        listener = stage.listen(loop, lambda: Spy(log, "server"), address, ssl=certificates.server_context())
+        mine = Try(loop, stage, listener.address, ssl=certificates.client_context(), server_hostname="localhost",
+                   then={"on_open": lambda stream: stream.write(b"hello")})
+        turn_until(loop, lambda: mine.state == "connected")
+        assert mine.log == []
+        turn_until(loop, lambda: ("server", "on_data", b"hello") in log)
+        assert mine.upcalls == ["on_open"]
+        assert mine.stream.ssl_object.getpeercert()
+
+    def test_the_host_is_whom_the_certificate_must_be_for(self, loop, stage, log, certificates):
+        listener = stage.listen(loop, lambda: Spy(log, "server"), ssl=certificates.server_context())
+        mine = Try(loop, stage, ("localhost", listener.address[1]), ssl=certificates.client_context())
+        turn_until(loop, lambda: "on_open" in mine.upcalls)
+        other = Try(loop, stage, listener.address, ssl=certificates.client_context(), server_hostname="another.test")
+        turn_until(loop, lambda: other.upcalls)
+        assert isinstance(other.error, ssl.SSLCertVerificationError)
+        assert other.state == "connected"
+
+    def test_refused(self, loop, stage, certificates):
+        """Before there is anything to shake hands with."""
+        mine = Try(loop, stage, dead(stage).address, ssl=certificates.client_context()).done()
+        assert mine.error.errno == errno.ECONNREFUSED
+
+    def test_whoever_hears_nothing_has_a_deadline(self, loop, stage, certificates):
+        place = Place(stage, "ipv4")
+        mine = Try(loop, stage, place.address, ssl=certificates.client_context(), ssl_handshake_timeout=0.001)
+        turn_until(loop, lambda: mine.upcalls)
+        assert isinstance(mine.error, TimeoutError)
+
+    def test_what_it_is_told(self, loop, stage):
+        """A context or True; and the host that was asked for, if nothing else is said."""
+        context = ssl.create_default_context()
+        told = []
+
+        class Secured(Stream):
+            def _secure(self, *arguments):
+                told.append(arguments)
+
+        place = Place(stage, "ipv4")
+        for options in {"ssl": context}, {"ssl": True, "server_hostname": "a.test", "ssl_handshake_timeout": 2.0}:
+            stage.callback(loop.connect(place.address, Secured, **options).cancel)
+        assert told[0] == (context, False, "127.0.0.1", 10.0)
+        assert isinstance(told[1][0], ssl.SSLContext)
+        assert told[1][1:] == (False, "a.test", 2.0)
+        context.check_hostname = False
+        stage.callback(loop.connect(Place(stage, "unix").address, Secured, ssl=context).cancel)
+        assert told[2][2] is None
+        stage.close()
+        settle(loop)
+
+    @pytest.mark.parametrize("options", [
+        {"ssl": 5}, {"server_hostname": "a.test"}, {"ssl": True, "ssl_handshake_timeout": None},
+        {"ssl": True, "ssl_handshake_timeout": 0}, {"ssl": True, "server_hostname": ".a"},
+    ], ids=repr)
+    def test_what_can_not_be(self, loop, options):
+        with pytest.raises(UsageError) as found:
+            loop.connect(("127.0.0.1", 80), Stream, **options)
+        assert "\n" not in str(found.value)
+
+    def test_a_unix_socket_needs_a_name_to_check(self, loop):
+        with pytest.raises(UsageError, match="server_hostname"):
+            loop.connect("/tmp/socket", Stream, ssl=True)
 
 
 class TestRefused:
@@ -429,7 +498,7 @@ def run(loop, *addresses):
             loop.turn(1)
         loop.turn(0)
 with epollkit.Loop() as loop:
-    run(loop, ("192.0.2.1", 80), ("2001:db8::1", 80), ("127.0.0.1", 80))
+    run(loop, ("192.0.2.1", 80), ("127.0.0.1", 80))
     ip = shutil.which("ip", path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
     if ip is not None:
         for command in ("link set lo up", "route add unreachable 192.0.2.0/24", "route add prohibit 198.51.100.0/24",
@@ -441,8 +510,8 @@ with epollkit.Loop() as loop:
         told = in_child(code).split()
         if told == ["skip"]:
             pytest.skip("no network namespace without privileges")
-        assert told[:3] == [str(errno.ENETUNREACH)] * 3
-        assert told[3:] in ([], [str(errno.EHOSTUNREACH), str(errno.EACCES), str(errno.EHOSTUNREACH)])
+        assert told[:2] == [str(errno.ENETUNREACH)] * 2
+        assert told[2:] in ([], [str(errno.EHOSTUNREACH), str(errno.EACCES), str(errno.EHOSTUNREACH)])
 
     def test_a_connection_to_itself(self, loop, stage, tcp):
         """A port that nobody listens on, and that is our own: the kernel calls it connected."""
@@ -724,7 +793,7 @@ class TestBind:
         place = Place(stage, tcp)
         mine = Try(loop, stage, place.address, bind=place.address).done()
         assert mine.error.errno == errno.EADDRINUSE
-        assert f"bind to {_sockets.describe(place.address)}" in str(mine.error)
+        assert f"bind to {place.address[0]}, port {place.address[1]}" in str(mine.error)
 
     def test_an_address_that_is_not_ours(self, loop, stage):
         mine = Try(loop, stage, Place(stage, "ipv4").address, bind="192.0.2.1").done()
@@ -825,7 +894,8 @@ class TestUsage:
         assert connector.state == "cancelled"
         connector.cancel()
 
-    def test_a_factory_that_closes_the_loop(self, stage):
+    @pytest.mark.parametrize("address", [None, (NOWHERE, 80)], ids=["numeric", "name"])
+    def test_a_factory_that_closes_the_loop(self, stage, address):
         loop = epollkit.Loop()
 
         def make():
@@ -833,7 +903,7 @@ class TestUsage:
             return Stream()
 
         with pytest.raises(UsageError, match="closed"):
-            loop.connect(Place(stage, "ipv4").address, make)
+            loop.connect(address or Place(stage, "ipv4").address, make)
 
     def test_nobody_makes_them_by_hand(self):
         with pytest.raises(UsageError):
@@ -846,32 +916,6 @@ class TestUsage:
         copy = pickle.loads(pickle.dumps(error))
         assert (str(copy), copy.errno, copy.address) == (str(error), error.errno, error.address)
         assert [attempt.address for attempt in copy.attempts] == [error.address]
-
-    def test_tls_is_the_streams_affair(self, loop, stage):
-        """It is told before it is opened."""
-        import ssl
-        context = ssl.create_default_context()
-        told = []
-
-        class Secured(Stream):
-            def _secure(self, *arguments):
-                told.append(arguments)
-
-        place = Place(stage, "ipv4")
-        for options in {"ssl": context}, {"ssl": True, "server_hostname": "a.test", "ssl_handshake_timeout": 2.0}:
-            stage.callback(loop.connect(place.address, Secured, **options).cancel)
-        assert told[0] == (context, False, "127.0.0.1", 10.0)
-        assert isinstance(told[1][0], ssl.SSLContext)
-        assert told[1][1:] == (False, "a.test", 2.0)
-        unix = Place(stage, "unix")
-        stage.callback(loop.connect(unix.address, Secured, ssl=context).cancel)
-        assert told[2][2] is None
-        with pytest.raises(UsageError, match="SSLContext"):
-            loop.connect(place.address, Secured, ssl=5)
-        with pytest.raises(UsageError, match="server_hostname"):
-            loop.connect(place.address, Secured, server_hostname="a.test")
-        stage.close()
-        settle(loop)
 
 
 class TestLimits:
@@ -958,6 +1002,20 @@ class TestTheLoopGoes:
         blocked.set()
         names_looked_up()
 
+    @pytest.mark.parametrize("address", [None, ("a.test", 80)], ids=["connecting", "resolving"])
+    def test_dropped_and_only_its_own_stream_refers_to_it(self, stage, blocked, certificates, address):
+        """By way of what it has for TLS, which is in C memory, where the collector does not look by itself."""
+        loop = epollkit.Loop()
+        connector = loop.connect(address or deaf(stage).address, Stream, ssl=certificates.client_context(),
+                                 server_hostname="a.test")
+        connector.stream.ssl_object.owner = loop
+        gone = weakref.ref(loop)
+        del connector
+        with pytest.warns(ResourceWarning):
+            del loop
+            gc.collect()
+        assert gone() is None
+
     def test_its_fd_is_closed_behind_its_back(self, loop, stage, log):
         """The attempt is over; the number is somebody else's by now and is left alone."""
         place = deaf(stage)
@@ -975,7 +1033,7 @@ class TestTheLoopGoes:
 
     @pytest.mark.parametrize("nth", range(1, 30))
     def test_a_finalizer_cancels_what_is_just_beginning(self, loop, stage, nth):
-        """Any allocation may run the collector, and that anything: here all of it is cancelled, and the loop is used."""
+        """Any allocation may run the collector, and that anything: here all of it is cancelled."""
         address = dead(stage).address
         made = []
 
@@ -997,14 +1055,14 @@ class TestTheLoopGoes:
         place = Place(stage, "ipv4")
         loop = epollkit.Loop()
         log = Log()
+        refused = False
         with finalizer_at_next_allocation(loop.close, nth):
             try:
                 loop.connect(place.address, lambda: Spy(log, "stream"))
             except UsageError:
-                assert log == []
-            list(map(list, repeat((), 50)))
+                refused = True
         loop.close()
-        assert [entry[1] for entry in log] in ([], ["on_close"])
+        assert [entry[1] for entry in log] == ([] if refused else ["on_close"])
 
 
 # -- names -------------------------------------------------------------------------------------------------------------
@@ -1038,7 +1096,8 @@ class TestNames:
         assert mine.state == "failed"
         assert isinstance(mine.error.attempts[0].error, socket.gaierror)
 
-    @pytest.mark.parametrize("address", [("127.0.0.1", 80), ("::1", 80), ("::ffff:127.0.0.1", 80), "/nowhere", "\0none"])
+    @pytest.mark.parametrize("address", [
+        ("127.0.0.1", 80), ("::1", 80), ("::ffff:127.0.0.1", 80), "/nowhere", "\0none"])
     def test_what_needs_no_look_up_touches_no_thread(self, loop, stage, monkeypatch, address):
         def getaddrinfo(*arguments, **options):
             raise AssertionError("looked up")
@@ -1065,7 +1124,7 @@ class TestNames:
         blocked.set()
         names_looked_up()
         settle(loop)
-        assert (mine.state, mine.upcalls) == ("cancelled", ["on_close"])
+        assert (mine.state, mine.upcalls, mine.connector.attempts) == ("cancelled", ["on_close"], ())
         assert loop.stats().timers == 0
 
     def test_an_answer_after_the_deadline(self, loop, stage, blocked):
@@ -1491,7 +1550,7 @@ class TestTheTable:
         """Which exists, in this file, and says so."""
         assert set(STEPS) == {f"{state}: {event}" for state, row in _connector.TABLE.items() for event in row}
         defined = set(re.findall(r"^    def (test_\w+)", Path(__file__).read_text(), re.MULTILINE))
-        assert {name for name in STEPS.values()} <= defined
+        assert set(STEPS.values()) <= defined
 
 
 STEPS = {
