@@ -213,10 +213,10 @@ cdef class Buffered(_core.Endpoint):
         self.cork(loop)
         try:
             self.take_open()
+            return self.uncork(loop)
         except BaseException:
             self.cut_short(loop)
             raise
-        return self.uncork(loop)
 
     cdef int on_ready(self, uint32_t events) except -1:
         """ERR and RDHUP are looked at before IN, and as flags: they say what the read will find at its end. Bytes that
@@ -236,10 +236,10 @@ cdef class Buffered(_core.Endpoint):
                     self.send_queued()
                 if self.state & (STREAM_TELLS_ROOM | STREAM_CLOSING) == STREAM_TELLS_ROOM and self.slot != NULL:
                     self.take_room()
+            return self.uncork(loop)
         except BaseException:
             self.cut_short(loop)
             raise
-        return self.uncork(loop)
 
     cdef int send_queued(self) except -1:
         """The socket has room again."""
@@ -263,10 +263,10 @@ cdef class Buffered(_core.Endpoint):
         self.cork(loop)
         try:
             self.take_deadline()
+            return self.uncork(loop)
         except BaseException:
             self.cut_short(loop)
             raise
-        return self.uncork(loop)
 
     cdef int on_closed(self, object reason) except -1:
         self.let_go()
@@ -286,13 +286,14 @@ cdef class Buffered(_core.Endpoint):
         return 0
 
     cdef int uncork(self, Loop loop) except -1:
-        """The upcall is over: what it wrote leaves now, in one send."""
+        """The upcall is over: what it wrote leaves now, in one send. Corked until then: only so is it known whose the
+        scratch buffer's bytes are."""
+        if self.slot != NULL and (loop.scratch_used or self.output != NULL):
+            self.flush()
         self.state &= ~<uint32_t>STREAM_CORKED
         if self.slot == NULL:
             loop.scratch_used = 0
             return 0
-        if loop.scratch_used or self.output != NULL:
-            self.flush()
         if self.state & STREAM_AFTER_SENT and self.slot != NULL and not has_unsent(self):
             return self.all_sent()
         return 0
@@ -309,11 +310,14 @@ cdef class Buffered(_core.Endpoint):
 
     cdef int cut_short(self, Loop loop) except -1:
         """An exception ends the upcall: what it wrote is queued, in case that the connection survives."""
+        if not self.state & STREAM_CORKED:
+            return 0
         self.state &= ~<uint32_t>STREAM_CORKED
         return self.spill(loop)
 
     cdef int spill(self, Loop loop) except -1:
-        """Move what was gathered to the queue: something larger follows, or an exception cuts the upcall short."""
+        """Move what was gathered to the queue: something larger follows, or an exception cuts the upcall short. Only
+        for the one that has gathered it."""
         if loop.scratch_used and self.slot != NULL:
             data = PyBytes_FromStringAndSize(loop.scratch, loop.scratch_used)
             loop.scratch_used = 0
@@ -401,7 +405,8 @@ cdef class Buffered(_core.Endpoint):
         return self.owner().release(self.slot, reason)
 
     cdef int flush(self) except -1:
-        """Give the socket what there is. What it does not take waits for OUT."""
+        """Give the socket what there is. What it does not take waits for OUT. Called from another one's upcall, too: then
+        the scratch buffer is that one's."""
         cdef Loop loop
         cdef ssize_t sent
         cdef Py_ssize_t offered
@@ -410,7 +415,7 @@ cdef class Buffered(_core.Endpoint):
         loop = <Loop>self.loop_link
         if self.state & STREAM_FILTERED:
             return self.flush_filtered(loop)
-        if loop.scratch_used and self.output == NULL:
+        if loop.scratch_used and self.output == NULL and self.state & STREAM_CORKED:
             offered = loop.scratch_used
             loop.scratch_used = 0
             sent = _sys.ek_send(self.slot.fd, loop.scratch, offered)
@@ -428,7 +433,8 @@ cdef class Buffered(_core.Endpoint):
         cdef Py_ssize_t budget = WRITE_BUDGET_BYTES
         cdef Py_ssize_t most
         cdef ssize_t sent
-        self.spill(loop)
+        if self.state & STREAM_CORKED:
+            self.spill(loop)
         while self.slot != NULL and self.output != NULL and not self.state & (STREAM_BLOCKED | STREAM_OUT_WAITS):
             if budget <= 0:                     # a file, and a peer that reads as fast as we send
                 return loop.make_ready(self.slot, _sys.EPOLLOUT)

@@ -214,7 +214,8 @@ cdef class Connection(Buffered):
                 self.block()
                 break
             if sent < 0:
-                loop.scratch_used = 0
+                if self.state & STREAM_CORKED:
+                    loop.scratch_used = 0
                 return self.write_failed(<int>-sent)
             budget -= sent
             extras.sealed_sent += sent
@@ -222,7 +223,8 @@ cdef class Connection(Buffered):
                 Py_DECREF(<bytes>extras.sealed)
                 extras.sealed = NULL
                 self.state &= ~<uint32_t>STREAM_SEALED
-        self.spill(loop)                        # what the socket has no room for
+        if self.state & STREAM_CORKED:
+            self.spill(loop)                    # what the socket has no room for
         return self.unblock() if self.slot != NULL and not has_unsent(self) else 0
 
     cdef bint seal_next(self, Loop loop) except -1:
@@ -231,10 +233,11 @@ cdef class Connection(Buffered):
         cdef Py_ssize_t size = 0
         cdef const char *data
         cdef ssize_t count
-        while not self.state & STREAM_SHAKING and loop.scratch_used > size:
-            EK_ASSERT(self.output == NULL)
-            size += tls.seal(loop.scratch + size, loop.scratch_used - size)
-        loop.scratch_used = 0
+        if self.state & STREAM_CORKED:
+            while loop.scratch_used > size:
+                EK_ASSERT(self.output == NULL)
+                size += tls.seal(loop.scratch + size, loop.scratch_used - size)
+            loop.scratch_used = 0
         while not self.state & STREAM_SHAKING and self.output != NULL and size < SCRATCH_BYTES:
             count = output_peek(self.output, loop.scratch, SCRATCH_BYTES, &data)
             if count <= 0:

@@ -7,11 +7,13 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
 from batches import Log, Stage, names_looked_up
 from certificates import Certificates
+from wire import Bench
 
 import epollkit
 from epollkit import _resolver
@@ -103,6 +105,27 @@ def stage() -> Iterator[Stage]:
 def log() -> Log:
     """Who was called, in which order."""
     return Log()
+
+
+@pytest.fixture
+def bench(loop: epollkit.Loop) -> Iterator[Bench]:
+    """The loop, and clients that talk to it."""
+    with Bench(loop) as made:
+        yield made
+
+
+@pytest.fixture(params=["tcp", "unix"])
+def address(request: pytest.FixtureRequest, tmp_path: Path) -> object:
+    """Where to listen: once on TCP, once on a unix socket."""
+    return ("127.0.0.1", 0) if request.param == "tcp" else str(tmp_path / "socket")
+
+
+@pytest.fixture
+def reported(loop: epollkit.Loop) -> list[tuple[Exception, object]]:
+    """What the exception handler was told: (exception, source)."""
+    found: list[tuple[Exception, object]] = []
+    loop.set_exception_handler(lambda exception, source: found.append((exception, source)))
+    return found
 
 
 def find_peer(name: str) -> str:

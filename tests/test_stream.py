@@ -27,25 +27,6 @@ MEGABYTE = bytes(range(256)) * 4096
 PEER_GONE = select.POLLRDHUP | select.POLLHUP | select.POLLERR
 
 
-@pytest.fixture
-def bench(loop):
-    with Bench(loop) as made:
-        yield made
-
-
-@pytest.fixture(params=["tcp", "unix"])
-def address(request, tmp_path):
-    return TCP if request.param == "tcp" else str(tmp_path / "socket")
-
-
-@pytest.fixture
-def reported(loop):
-    """What the exception handler was told: (exception, source)."""
-    found = []
-    loop.set_exception_handler(lambda exception, source: found.append((exception, source)))
-    return found
-
-
 class Stay(Recorder):
     """Keeps its side open after the peer's end."""
 

@@ -44,6 +44,7 @@ class Bench:
         self.loop = loop
         self.listeners: list[epollkit.Listener] = []
         self.clients: list[Client] = []
+        self.witnesses: list[Witness] = []      # streams that do not end by themselves
 
     def __enter__(self) -> Bench:
         return self
@@ -51,6 +52,8 @@ class Bench:
     def __exit__(self, kind: object, *exception: object) -> None:
         for listener in self.listeners:
             listener.close()
+        for witness in self.witnesses:
+            witness.abort()
         for client in list(self.clients):
             client.close()
         if kind is None:
@@ -350,6 +353,49 @@ class Recorder(epollkit.Stream):
         return error
 
 
+class Witness(Recorder):
+    """Writes down on_drain and on_timeout, too, and keeps its side open after the peer's end.
+
+    `then` says what it does in an upcall, behind the note: `Witness(on_data=lambda stream: stream.close())`.
+    """
+
+    def __init__(self, **then: Callable[[Any], object]) -> None:
+        super().__init__()
+        self.then = then
+
+    def on_open(self) -> None:
+        self._note("open")
+
+    def on_data(self, data: bytes) -> None:
+        self._note("data", data)
+
+    def on_eof(self) -> None:
+        self._note("eof")
+
+    def on_drain(self) -> None:
+        self._note("drain")
+
+    def on_timeout(self, which: str) -> None:
+        self._note("timeout", which)
+
+    def on_error(self, error: Exception) -> None:
+        self._note("error", error)
+
+    def on_close(self, error: BaseException | None) -> None:
+        self._note("close", error)
+
+    def _note(self, *upcall: Any) -> None:
+        self.upcalls.append(upcall)
+        then = self.then.get(f"on_{upcall[0]}")
+        if then is not None:
+            then(self)
+
+    def heard(self) -> list[str]:
+        """Which upcalls came since this was last asked; data that follows data counts once."""
+        names, self.upcalls[:] = self.names, []
+        return names
+
+
 class Factory:
     """Makes streams of a class, and keeps them: `factory.made[0]` is the first connection's."""
 
@@ -372,6 +418,8 @@ def open_pair(bench: Bench, factory: Factory | None = None, address: Any = ("127
     client = bench.connect(listener, **options)
     bench.turn_until(lambda: factory.made)
     bench.quiet()
+    if isinstance(factory.made[-1], Witness):
+        bench.witnesses.append(factory.made[-1])
     return factory.made[-1], client
 
 
