@@ -480,15 +480,16 @@ cdef class Buffered(_core.Endpoint):
 
     cdef int write_failed(self, int code) except -1:
         """The peer is gone, and this call has consumed the pending error: keep it. Bytes that came before are still
-        to be read, so the verdict is the reader's, who reports this error at their end.
+        to be read, so the verdict is the reader's, who reports this error at their end: in a later turn, unless this is
+        an upcall of its own, for nobody's call makes one. Nothing waits for room any more.
         """
         cdef Loop loop = <Loop>self.loop_link
         self.drop_output()
         if self.error == 0:
             self.error = <uint16_t>code
-        if self.state & (STREAM_CLOSING | STREAM_ENDED):
+        if self.state & STREAM_CLOSING or self.state & STREAM_ENDED and self.state & STREAM_CORKED:
             return self.broken(_sys.EPOLLERR)
-        self.state &= ~<uint32_t>STREAM_PAUSED
+        self.state &= ~<uint32_t>(STREAM_PAUSED | STREAM_TELLS_ROOM)
         loop.make_ready(self.slot, <uint16_t>(_sys.EPOLLIN | _sys.EPOLLERR))
         return 0
 
@@ -592,9 +593,11 @@ cdef class Buffered(_core.Endpoint):
         return self.read_on()
 
     cdef int read_on(self) except -1:
-        """Read again, as if a new edge had come: the one that came meanwhile is spent."""
-        cdef uint32_t closed = _sys.EPOLLRDHUP if self.slot.flags & SLOT_PEER_CLOSED else 0
-        return self.owner().make_ready(self.slot, <uint16_t>(_sys.EPOLLIN | closed))
+        """Read again, as if a new edge had come: the one that came meanwhile is spent. If it said something of the end,
+        the kernel is asked to say it again: a HUP or an ERR behind the last byte would not be found by reading."""
+        if self.slot.flags & SLOT_PEER_CLOSED:
+            return self.owner().rewatch(self.slot, self.slot.events)
+        return self.owner().make_ready(self.slot, _sys.EPOLLIN)
 
     # -- closing -------------------------------------------------------------------------------------------------------
 

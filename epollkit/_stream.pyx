@@ -9,8 +9,9 @@ from libc.string cimport memcpy, memmove, strerror
 
 cimport epollkit._sys as _sys
 from epollkit._buffered cimport (
-    STREAM_CLOSING, STREAM_EARLY, STREAM_ENDED, STREAM_HOLDS, STREAM_IN_WAITS, STREAM_OUT_WAITS,
-    STREAM_PAUSED, STREAM_RATED, STREAM_RESTS, STREAM_SECURE, STREAM_TELLS_ROOM, STREAM_UNOPENED, Loop, has_unsent,
+    STREAM_CLOSING, STREAM_DRAINING, STREAM_EARLY, STREAM_ENDED, STREAM_HOLDS, STREAM_IN_WAITS, STREAM_OUT_WAITS,
+    STREAM_PAUSED, STREAM_RATED, STREAM_RESTS, STREAM_SECURE, STREAM_SHUT, STREAM_TELLS_ROOM, STREAM_UNOPENED, Loop,
+    has_unsent,
 )
 from epollkit._connection cimport Connection, Extras
 from epollkit._rate cimport RateLimit
@@ -224,7 +225,8 @@ cdef class Stream(Connection):
 
     def pause_reading(self):
         """No on_data, on_eof or on_error until `resume_reading`; what arrives waits in the kernel, so the peer has to
-        wait, too. FIN and RST are noticed meanwhile: see `peer_closed`. Twice does nothing."""
+        wait, too. FIN and RST are noticed meanwhile: see `peer_closed`. Twice does nothing. If a write finds the peer
+        gone, the pause is over: what came is delivered, and then the error."""
         self.check_open()
         self.pause()
 
@@ -376,11 +378,15 @@ cdef class Stream(Connection):
         return 0
 
     cdef int on_ready(self, uint32_t events) except -1:
-        if events & _sys.EPOLLRDHUP and not self.state & (STREAM_EARLY | STREAM_CLOSING) and self.drops_half_closed():
+        """A reset, which comes with RDHUP too, is no half-close: the reader finds it."""
+        if events & (_sys.EPOLLRDHUP | _sys.EPOLLERR) == _sys.EPOLLRDHUP \
+                and not self.state & (STREAM_EARLY | STREAM_CLOSING) and self.drops_half_closed():
             return 0
         return Connection.on_ready(self, events)
 
     cdef bint drops_half_closed(self) except -1:
+        if self.state & STREAM_SHUT:            # then it is the other half
+            return False
         policy = self.half_close
         if policy == "answer":
             return False

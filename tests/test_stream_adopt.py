@@ -2,16 +2,12 @@
 from __future__ import annotations
 
 import os
-import select
-import socket
 import ssl
 
 import pytest
-from wire import Bench, Client, Factory, Recorder, Witness, open_pair, wait_for
+from wire import Bench, Factory, Witness, open_pair
 
 import epollkit
-from epollkit import LimitReached, UsageError
-
 
 # -- what one stream gathers reaches nobody else -----------------------------------------------------------------------
 

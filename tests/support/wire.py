@@ -334,7 +334,7 @@ class Recorder(epollkit.Stream):
     def names(self) -> list[str]:
         """The upcalls without their arguments, data that follows data counted once."""
         found = [upcall[0] for upcall in self.upcalls]
-        return [name for i, name in enumerate(found) if name != "data" or found[i - 1] != "data"]
+        return [name for i, name in enumerate(found) if name != "data" or not i or found[i - 1] != "data"]
 
     @property
     def data(self) -> bytes:
