@@ -257,6 +257,8 @@ cdef class Buffered(_core.Endpoint):
         if self.state & (STREAM_DRAINING | STREAM_RESTS):       # it had its time: to read the end, or to be asked for
             return loop.release(self.slot, None)
         if self.state & STREAM_CLOSING:
+            if self.state & STREAM_OUT_WAITS:                   # for our own rate limit
+                return self.set_deadline_ns(CLOSE_TIMEOUT_NS)
             return self.end_with(TimeoutError("the peer does not read what was written before close()"))
         if self.state & STREAM_SHAKING:
             return self.shaken_too_long()

@@ -52,6 +52,11 @@ def queued_deadlines(Loop loop not None):
     return found
 
 
+def deadline_moves(Loop loop not None):
+    """How often an entry was put into the heap of deadlines."""
+    return loop.deadlines.sequence
+
+
 def check_timers(Loop loop not None):
     """Whether both heaps are in order: nobody before its parent, everybody where its node says."""
     return heap_is_in_order(&loop.calls.queue) and heap_is_in_order(&loop.deadlines)

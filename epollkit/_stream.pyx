@@ -233,9 +233,13 @@ cdef class Stream(Connection):
     def resume_reading(self):
         """Go on where `pause_reading` stopped, in the next turn. Not paused: does nothing."""
         self.check_open()
+        self.resume()
+
+    cdef int read_on(self) except -1:
+        """Time in which this side did not read does not count."""
         if self.options != NULL:
             self.options.read_at_ns = _sys.ek_tick_ns()
-        self.resume()
+        return Connection.read_on(self)
 
     def read_exactly(self, count):
         """From now on on_data gets frames of exactly so many bytes, 1 to 2^30. What has come of a frame is kept, so
@@ -270,7 +274,7 @@ cdef class Stream(Connection):
         if options.window != options.window_end and not options.delivering:     # it may hold a frame of the new kind
             self.state |= STREAM_HOLDS
             if not self.state & DELIVERS_NOT:
-                self.read_on()
+                Connection.read_on(self)
         return 0
 
     cdef int take_data(self, const char *data, Py_ssize_t length) except -1:
@@ -374,6 +378,9 @@ cdef class Stream(Connection):
         return Connection.take_held(self)
 
     cdef int take_open(self) except -1:
+        if self.options != NULL:                # set_timeout() came before
+            self.options.read_at_ns = _sys.ek_tick_ns()
+            self.arm()
         self.on_open()
         return 0
 
@@ -415,7 +422,7 @@ cdef class Stream(Connection):
         Args:
             read: nothing was received for so long. Time in which this side does not read does not count. Default: None.
             write: something is unsent, and the socket took nothing of it for so long. Default: 30.
-            life: from now until it has to be over, whatever happens. Default: None.
+            life: from now until it has to be over, whatever happens; closing is part of it. Default: None.
 
         `on_timeout` is called up to 20 ms late, never early. It costs one look at a cheap clock per read.
         """
@@ -481,6 +488,18 @@ cdef class Stream(Connection):
         if self.slot == NULL or self.state & (STREAM_CLOSING | STREAM_EARLY) or self.options == NULL:
             return 0
         return self.arm()
+
+    cdef int on_deadline(self) except -1:
+        """Closing is a part of its life."""
+        if self.options != NULL and self.state & (STREAM_CLOSING | STREAM_DRAINING) == STREAM_CLOSING \
+                and 0 < self.options.life_due_ns <= _sys.ek_tick_ns():
+            return self.expire("life")
+        return Connection.on_deadline(self)
+
+    cdef int set_deadline_ns(self, int64_t duration_ns) except -1:
+        if duration_ns and self.options != NULL and self.options.life_due_ns:
+            duration_ns = min(duration_ns, max(<int64_t>1, self.options.life_due_ns - _sys.ek_tick_ns()))
+        return Connection.set_deadline_ns(self, duration_ns)
 
     cdef int expire(self, str which) except -1:
         cdef Options *options = self.want_options()
