@@ -586,6 +586,8 @@ cdef class Buffered(_core.Endpoint):
     cdef int pause(self) except -1:
         """Stop reading. FIN and RST are still noticed, as flags."""
         self.state |= STREAM_PAUSED
+        if self.state & STREAM_RATED:           # what is granted now would be a second burst after a long pause
+            self.received(0)
         return 0
 
     cdef int resume(self) except -1:

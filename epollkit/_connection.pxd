@@ -26,6 +26,7 @@ cdef class Connection(Buffered):
     cdef Extras *want_extras(self) except NULL
     cdef int drop_extras(self) except -1
     cdef Py_ssize_t granted(self, RateLimit rate, Py_ssize_t wanted, uint32_t waits) except -1
+    cdef int go_on(self, uint32_t waits) except -1
     cdef int drop_rates(self) except -1
     cdef int drop_rate(self, PyObject **rate, Py_ssize_t *grant) except -1
 

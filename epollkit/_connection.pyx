@@ -153,15 +153,21 @@ cdef class Connection(Buffered):
         cdef Py_ssize_t count = rate.reserve(now_ns, wanted, &due_ns)
         if due_ns > now_ns:
             self.state |= waits
-            (<Loop>self.loop_link).call_bound(self, (due_ns - now_ns) / 1e9, self._go_on, (waits,))
+            (<Loop>self.loop_link).call_bound(self, (due_ns - now_ns) / 1e9, self._due, (waits, rate))
         return count
 
-    def _go_on(self, uint32_t waits):
+    def _due(self, uint32_t waits, RateLimit rate not None):
+        """Unless that limit was replaced meanwhile."""
+        if <PyObject *>rate == (self.extras.read_rate if waits == STREAM_IN_WAITS else self.extras.write_rate):
+            self.go_on(waits)
+
+    cdef int go_on(self, uint32_t waits) except -1:
+        """Whoever waited for a rate limit waits no longer."""
+        waits &= self.state
         self.state &= ~waits
-        if waits == STREAM_IN_WAITS:
-            self.read_on()
-        else:
+        if waits & STREAM_OUT_WAITS:
             self.owner().make_ready(self.slot, _sys.EPOLLOUT)
+        return self.read_on() if waits & STREAM_IN_WAITS else 0
 
     # -- TLS -----------------------------------------------------------------------------------------------------------
 

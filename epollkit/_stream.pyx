@@ -209,16 +209,21 @@ cdef class Stream(Connection):
                 raise UsageError(f"a rate is an epollkit.RateLimit, bytes per second, or None, not {limit!r}")
         self.owner()
         extras = self.want_extras()
-        if read is not ...:
+        before = (<object>extras.read_rate if extras.read_rate != NULL else None,       # a finalizer may do anything
+                  <object>extras.write_rate if extras.write_rate != NULL else None)
+        self.owner()
+        if read is not ... and <PyObject *>limits[0] != extras.read_rate:
             self.drop_rate(&extras.read_rate, &extras.read_grant)
             if limits[0] is not None:
                 Py_INCREF(limits[0])
                 extras.read_rate = <PyObject *>limits[0]
-        if write is not ...:
+            self.go_on(STREAM_IN_WAITS)
+        if write is not ... and <PyObject *>limits[1] != extras.write_rate:
             self.drop_rate(&extras.write_rate, &extras.write_grant)
             if limits[1] is not None:
                 Py_INCREF(limits[1])
                 extras.write_rate = <PyObject *>limits[1]
+            self.go_on(STREAM_OUT_WAITS)
         self.state |= STREAM_RATED
 
     # -- input ---------------------------------------------------------------------------------------------------------
