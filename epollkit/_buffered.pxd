@@ -7,6 +7,7 @@ from libc.stdint cimport int64_t, uint32_t
 
 cimport epollkit._core as _core
 cimport epollkit._raw as _raw
+from epollkit._bytes cimport Spare
 from epollkit._output cimport Output
 
 cdef enum:
@@ -52,6 +53,7 @@ cdef class Loop(_raw.Loop):
     cdef char *input                # READ_ROOM_BYTES
     cdef char *scratch              # SCRATCH_BYTES
     cdef Py_ssize_t scratch_used    # by the one connection that is corked
+    cdef Spare spare                # for what on_data gets
     cdef bytearray plain            # READ_ROOM_BYTES for what TLS has decrypted; None until it is needed
 
 

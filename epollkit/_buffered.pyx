@@ -1,5 +1,6 @@
 """`Buffered`, and the `Loop` that has buffers for it."""
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.ref cimport Py_XDECREF
 from libc cimport errno
 from libc.stdint cimport int64_t, uint16_t, uint32_t
 from libc.stdlib cimport free, malloc
@@ -50,6 +51,7 @@ cdef class Loop(_raw.Loop):
     def __dealloc__(self):
         free(self.input)
         free(self.scratch)
+        Py_XDECREF(self.spare.object)
 
 
 cdef bint rests(Buffered connection, uint32_t events) noexcept:
@@ -206,7 +208,10 @@ cdef class Buffered(_core.Endpoint):
             self.state |= STREAM_OUT_WATCHED
         if not self.state & STREAM_SECURE:
             return self.open_up()
-        return self.start_shaking()
+        self.start_shaking()
+        if self.slot != NULL and self.state & STREAM_HOLDS:     # it came right behind, so no edge will tell of it
+            self.owner().make_ready(self.slot, _sys.EPOLLIN)
+        return 0
 
     cdef int open_up(self) except -1:
         cdef Loop loop = <Loop?><object>self.loop_link
@@ -407,8 +412,8 @@ cdef class Buffered(_core.Endpoint):
         return self.owner().release(self.slot, reason)
 
     cdef int flush(self) except -1:
-        """Give the socket what there is. What it does not take waits for OUT. Called from another one's upcall, too: then
-        the scratch buffer is that one's."""
+        """Give the socket what there is. What it does not take waits for OUT. Called from another one's upcall,
+        too: then the scratch buffer is that one's."""
         cdef Loop loop
         cdef ssize_t sent
         cdef Py_ssize_t offered

@@ -107,7 +107,7 @@ cdef class Loop:
     cdef int forget_calls(self, Slot *slot) except -1
 
     # inside
-    cpdef int check_usable(self) except -1
+    cdef int check_usable(self) except -1
     cdef int lose(self, Slot *slot) except -1
     cdef int enter(self) except -1
     cdef Py_ssize_t turn_once(self, int64_t timeout_ns) except -1

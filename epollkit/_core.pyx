@@ -218,7 +218,7 @@ cdef class Loop:
         state = "closed" if self.closed else f"{self.slots.live - self.slots.unlimited} live"
         return f"<{type(self).__name__} {state}>"
 
-    cpdef int check_usable(self) except -1:
+    cdef int check_usable(self) except -1:
         """UsageError where the loop is closed, or belongs to another thread."""
         if self.inherited:
             raise UsageError("this loop belongs to the parent process; a forked child makes its own")
@@ -227,6 +227,10 @@ cdef class Loop:
         if PyThread_get_thread_ident() != self.thread:
             raise UsageError("this loop belongs to another thread; from here only call_soon_threadsafe() may be called")
         return 0
+
+    def _check_usable(self):
+        """For what is above in Python. A cpdef function would look for an override each time it is called."""
+        self.check_usable()
 
     # -- registrations ------------------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from epollkit._buffered cimport (
     STREAM_PAUSED, STREAM_RATED, STREAM_RESTS, STREAM_SECURE, STREAM_SHUT, STREAM_TELLS_ROOM, STREAM_UNOPENED, Loop,
     has_unsent,
 )
+from epollkit._bytes cimport SPARE_LEAST_BYTES, SPARE_MOST_BYTES, spare_give, spare_take
 from epollkit._connection cimport Connection, Extras
 from epollkit._rate cimport RateLimit
 from epollkit._slots cimport SLOT_CONNECTION, SLOT_OWNS_FD, SLOT_TCP, SLOT_TELLS_CLOSE
@@ -209,8 +210,8 @@ cdef class Stream(Connection):
                 raise UsageError(f"a rate is an epollkit.RateLimit, bytes per second, or None, not {limit!r}")
         self.owner()
         extras = self.want_extras()
-        before = (<object>extras.read_rate if extras.read_rate != NULL else None,       # a finalizer may do anything
-                  <object>extras.write_rate if extras.write_rate != NULL else None)
+        _kept = (<object>extras.read_rate if extras.read_rate != NULL else None,       # a finalizer may do anything
+                 <object>extras.write_rate if extras.write_rate != NULL else None)
         self.owner()
         if read is not ... and <PyObject *>limits[0] != extras.read_rate:
             self.drop_rate(&extras.read_rate, &extras.read_grant)
@@ -283,13 +284,21 @@ cdef class Stream(Connection):
         return 0
 
     cdef int take_data(self, const char *data, Py_ssize_t length) except -1:
+        cdef Loop loop = <Loop>self.loop_link
+        cdef Py_ssize_t room
+        cdef bytes piece
         EK_ASSERT(self.slot != NULL)
         if self.options != NULL:
             if self.options.read_ns:
                 self.options.read_at_ns = _sys.ek_tick_ns()
             if self.options.kind != FRAME_RAW or self.options.held != NULL:
                 return self.take_framed(data, length)
-        self.on_data(PyBytes_FromStringAndSize(data, length))
+        if not SPARE_LEAST_BYTES <= length <= SPARE_MOST_BYTES:
+            self.on_data(PyBytes_FromStringAndSize(data, length))
+            return 0
+        piece = spare_take(&loop.spare, data, length, &room)
+        self.on_data(piece)
+        spare_give(&loop.spare, piece, room)
         return 0
 
     cdef int take_framed(self, const char *data, Py_ssize_t length) except -1:

@@ -89,7 +89,7 @@ class Loop(ConnectingLoop):
 
         Raises OSError (in use, no permission, no such address) or UsageError, each with one sentence. Not thread-safe.
         """
-        self.check_usable()    # a closed loop, or a wrong thread, says so before a socket is opened
+        self._check_usable()    # a closed loop, or a wrong thread, says so before a socket is opened
         if not callable(factory):
             raise UsageError(f"a factory is called without arguments; {factory!r} can't be called")
         if ssl is not None:
@@ -116,7 +116,7 @@ class Loop(ConnectingLoop):
 
         Raises UsageError: not a connected stream socket, or registered already. Not thread-safe.
         """
-        self.check_usable()
+        self._check_usable()
         if not callable(factory):
             raise UsageError(f"a factory is called without arguments; {factory!r} can't be called")
         try:
@@ -131,7 +131,7 @@ class Loop(ConnectingLoop):
 
     def add_signal_handler(self, signum: int, function: Callable[..., object], *arguments: Any) -> None:
         """Run a function in the loop when a signal comes. Only in the main thread (`signal.signal`'s own rule)."""
-        self.check_usable()
+        self._check_usable()
         if not callable(function):
             raise UsageError(f"{function!r} can't be called; give a function and its arguments")
         if not _in_main_thread():
@@ -162,13 +162,13 @@ class Loop(ConnectingLoop):
 
     def prepare(self) -> None:
         """Open now what `run()` would open: the descriptors that wake it when a signal comes."""
-        self.check_usable()
+        self._check_usable()
         if _in_main_thread():
             self._wakeup_fd()
 
     def run(self) -> None:
         """Turn until `stop()` is called. In the main thread signals wake it, and Ctrl-C leaves it at once."""
-        self.check_usable()
+        self._check_usable()
         if not _in_main_thread():
             super().run()
             return

@@ -43,7 +43,7 @@ def test_a_finalizer_that_closes_the_loop_while_registering_fails(nth):
         for file in (regular, null):
             with pytest.raises(epollkit.UsageError):
                 loop.register(file.fileno(), IN, print)
-                loop.check_usable()
+                loop._check_usable()
     loop.close()
 
 
