@@ -70,6 +70,7 @@ cdef class Connector:
     cdef int try_next(self) except -1
     cdef bint begin(self, object address) except -1
     cdef int hand_over(self, Approach winner, uint32_t events) except -1
+    cdef int hurry(self, Endpoint heir) noexcept
     cdef int give_up(self) except -1
     cdef int finish(self, int code) except -1
     cdef int note(self, object address, object error, int64_t since_ns) except -1

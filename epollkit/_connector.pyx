@@ -7,7 +7,7 @@ from libc.string cimport strerror
 
 cimport epollkit._buffered as _buffered
 cimport epollkit._sys as _sys
-from epollkit._connection cimport Connection
+from epollkit._connection cimport Connection, Extras
 from epollkit._core cimport Endpoint, os_error
 from epollkit._slots cimport SLOT_CONNECTION, SLOT_OWNS_FD, SLOT_TCP, SLOT_TELLS_CLOSE, SLOT_WATCHED
 from epollkit._sys cimport EK_ASSERT, sockaddr_storage
@@ -359,7 +359,15 @@ cdef class Connector:
             self.finish(ECANCELED)
         finally:
             if heir.slot != NULL:
+                self.hurry(heir)
                 loop.open_endpoint(heir, stream_events, events if watched else 0)
+        return 0
+
+    cdef int hurry(self, Endpoint heir) noexcept:
+        """What is left of the time is all that a TLS handshake has."""
+        cdef Extras *extras = (<Connection>heir).extras if isinstance(heir, Connection) else NULL
+        if extras != NULL:
+            extras.shake_ns = max(<int64_t>1, min(extras.shake_ns, self.deadline_ns - _sys.ek_now_ns()))
         return 0
 
     cdef int give_up(self) except -1:
@@ -501,11 +509,11 @@ cdef class Loop(_buffered.Loop):
                 this thread (getaddrinfo), and all of its addresses are tried: the families take turns, the next one
                 starts when one has failed or 250 ms have passed, and the first that is connected wins (RFC 8305).
             factory: called without arguments, at once and once; returns a new `Stream` (or another endpoint).
-            timeout: seconds for all of it, above 0; the TLS handshake has its own.
+            timeout: seconds for all of it, above 0: the name, every address, and the TLS handshake.
             bind: the host, or `(host, port)`, to connect from: numeric; port 0 leaves the port to the kernel.
             ssl: an `ssl.SSLContext` to speak TLS, or True for `ssl.create_default_context()`.
             server_hostname: whom the certificate must be for; the host of `address` if not given.
-            ssl_handshake_timeout: seconds.
+            ssl_handshake_timeout: seconds, of those that are left.
 
         Each socket that is under way counts towards `max_connections`. Raises UsageError: a wrong argument; and what
         the factory raises. Everything else, LimitReached too, comes through `on_close`. Not thread-safe.

@@ -338,6 +338,21 @@ class TestTls:
         turn_until(loop, lambda: mine.upcalls)
         assert isinstance(mine.error, TimeoutError)
 
+    @pytest.mark.debug_build
+    @pytest.mark.parametrize(("timeout", "of_handshake", "seconds"), [(1.0, 10.0, 1.0), (10.0, 0.5, 0.5)])
+    def test_a_handshake_has_what_is_left_of_the_time(self, stage, certificates, timeout, of_handshake, seconds):
+        with fake_clock() as clock, epollkit.Loop() as loop:
+            mine = Try(loop, stage, Place(stage, "ipv4").address, ssl=certificates.client_context(), timeout=timeout,
+                       ssl_handshake_timeout=of_handshake)
+            turn_until(loop, lambda: mine.state == "connected")
+            clock.advance(seconds - 0.01)
+            mine.turn()
+            assert mine.upcalls == []
+            clock.advance(0.03)
+            mine.turn()
+            assert isinstance(mine.error, TimeoutError)
+            stage.close()
+
     def test_what_it_is_told(self, loop, stage):
         """A context or True; and the host that was asked for, if nothing else is said."""
         context = ssl.create_default_context()
