@@ -70,6 +70,9 @@ cdef class Tls:
             self.ssl_object.do_handshake()
         except WantRead:
             self.records = 0
+        except SSLError as error:
+            self.state |= TLS_FAILED
+            raise without_traceback(error)
         except BaseException:
             self.state |= TLS_FAILED
             raise
@@ -102,7 +105,7 @@ cdef class Tls:
         if filled:
             return filled
         if self.state & TLS_FAILED:
-            failure = self.failure          # its traceback may lead back here: not to be kept
+            failure = self.failure          # it is going to have a traceback: not to be kept
             self.failure = None
             raise session_over() if failure is None else failure
         taken[0] = length
@@ -125,7 +128,7 @@ cdef class Tls:
             self.state |= TLS_PEER_CLOSED
         except SSLError as error:
             self.state |= TLS_FAILED
-            self.failure = error
+            self.failure = without_traceback(error)
         except BaseException:               # a signal's handler: the plaintext is lost
             self.state |= TLS_FAILED
             raise
@@ -194,6 +197,8 @@ cdef class Tls:
             view.release()                  # the traceback has a frame of ssl's in which it lives on
             if isinstance(error, WantRead):     # a weakness: nobody would call again when the peer has answered
                 raise SSLError(ssl.SSL_ERROR_SSL, "the peer renegotiates, which is not supported") from None
+            if isinstance(error, SSLError):
+                raise without_traceback(error)
             raise
         finally:
             self.state &= ~<uint8_t>TLS_BUSY
@@ -236,6 +241,12 @@ cdef class Tls:
 cdef bint is_record_header(const uint8_t *header) noexcept:
     """Content types 20 to 24, version 3.x, a length that may be (RFC 8446 5.1, RFC 6520)."""
     return 20 <= header[0] <= 24 and header[1] == 3 and 0 < (header[3] << 8 | header[4]) <= MOST_CIPHERTEXT
+
+
+cdef object without_traceback(error):
+    """In the frames of the ssl module there is the session, and in that the context, which the collector does not see:
+    whoever keeps an error would keep all three, or be kept by them for ever."""
+    return error.with_traceback(None)
 
 
 cdef object socket_ended():
