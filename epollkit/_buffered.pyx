@@ -208,10 +208,7 @@ cdef class Buffered(_core.Endpoint):
             self.state |= STREAM_OUT_WATCHED
         if not self.state & STREAM_SECURE:
             return self.open_up()
-        self.start_shaking()
-        if self.slot != NULL and self.state & STREAM_HOLDS:     # it came right behind, so no edge will tell of it
-            self.owner().make_ready(self.slot, _sys.EPOLLIN)
-        return 0
+        return self.start_shaking()
 
     cdef int open_up(self) except -1:
         cdef Loop loop = <Loop?><object>self.loop_link
@@ -295,8 +292,8 @@ cdef class Buffered(_core.Endpoint):
     cdef int uncork(self, Loop loop) except -1:
         """The upcall is over: what it wrote leaves now, in one send. Corked until then: only so is it known whose the
         scratch buffer's bytes are."""
-        if self.slot != NULL and (loop.scratch_used or self.output != NULL):
-            self.flush()
+        if self.slot != NULL and (loop.scratch_used or self.output != NULL or self.state & STREAM_SECURE):
+            self.flush()                        # SECURE: TLS may have to answer
         self.state &= ~<uint32_t>STREAM_CORKED
         if self.slot == NULL:
             loop.scratch_used = 0

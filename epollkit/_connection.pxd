@@ -31,6 +31,7 @@ cdef class Connection(Buffered):
     cdef int drop_rate(self, PyObject **rate, Py_ssize_t *grant) except -1
 
     # TLS
+    cdef int seal_gathered(self, Loop loop) except -1
     cdef int flush_secure(self, Loop loop) except -1
     cdef bint seal_next(self, Loop loop) except -1
     cdef int shake(self) except -1

@@ -10,16 +10,17 @@ from libc.string cimport strerror
 
 cimport epollkit._sys as _sys
 from epollkit._buffered cimport (
-    READ_ROOM_BYTES, SCRATCH_BYTES, STREAM_BLOCKED, STREAM_CLOSING, STREAM_CORKED, STREAM_EARLY, STREAM_ENDED,
-    STREAM_HOLDS, STREAM_IN_WAITS, STREAM_MAY_PARK, STREAM_OUT_WAITS, STREAM_PAUSED, STREAM_RATED,
+    READ_BUDGET_BYTES, READ_ROOM_BYTES, SCRATCH_BYTES, STREAM_BLOCKED, STREAM_CLOSING, STREAM_CORKED, STREAM_EARLY,
+    STREAM_ENDED, STREAM_HOLDS, STREAM_IN_WAITS, STREAM_MAY_PARK, STREAM_OUT_WAITS, STREAM_PAUSED, STREAM_RATED,
     STREAM_RESTS, STREAM_SEALED, STREAM_SECURE, STREAM_SHAKING, STREAM_UNOPENED, WRITE_BUDGET_BYTES, Buffered, Loop,
     has_unsent,
 )
 from epollkit._output cimport output_drop_sent, output_free, output_is_empty, output_peek
 from epollkit._rate cimport RateLimit
 from epollkit._slots cimport SLOT_PEER_CLOSED
-from epollkit._sys cimport EK_ASSERT
 from epollkit._tls cimport Tls
+
+from epollkit.errors import UsageError
 
 cdef enum:
     DELIVERS_NOT = STREAM_PAUSED | STREAM_CLOSING | STREAM_ENDED | STREAM_RESTS
@@ -87,6 +88,8 @@ cdef class Connection(Buffered):
             self.state &= ~<uint32_t>STREAM_UNOPENED
             self.on_opened()
         else:
+            if events & _sys.EPOLLOUT:          # room for what is left of our flight
+                self.state &= ~<uint32_t>STREAM_BLOCKED
             self.shake()
         if self.slot == NULL or self.state & STREAM_EARLY:
             return 0
@@ -176,6 +179,8 @@ cdef class Connection(Buffered):
         cdef Extras *extras
         cdef int64_t shake_ns = <int64_t>(handshake_timeout * 1e9)
         cdef Tls tls = Tls(context, server_side, server_hostname)
+        if self.used or self.state & STREAM_SECURE:     # its session, if it has one, is the other connection's
+            raise UsageError(f"{self!r} was used for another connection; a factory makes a new one each time")
         extras = self.want_extras()
         Py_INCREF(tls)
         extras.tls = <PyObject *>tls
@@ -185,17 +190,43 @@ cdef class Connection(Buffered):
     cdef int start_shaking(self) except -1:
         self.state |= STREAM_SHAKING
         self.set_deadline_ns(self.extras.shake_ns)
-        return self.shake()
+        self.shake()
+        if self.slot != NULL and not self.state & STREAM_SHAKING:
+            self.owner().make_ready(self.slot, _sys.EPOLLIN)        # what came behind it: no event may follow
+        return 0
 
     cdef int shaken_too_long(self) except -1:
         return self.shaken(TimeoutError(
             f"the TLS handshake took longer than {self.extras.shake_ns / 1e9:g} seconds"), NULL, 0)
 
     cdef int flush_filtered(self, Loop loop) except -1:
-        return self.flush_secure(loop) if self.state & STREAM_SECURE else self.flush_queue(loop)
+        if not self.state & STREAM_SECURE:
+            return self.flush_queue(loop)
+        if loop.scratch_used and self.state & STREAM_CORKED:
+            self.seal_gathered(loop)
+        return self.flush_secure(loop)
+
+    cdef int seal_gathered(self, Loop loop) except -1:
+        """Make ciphertext of what an upcall wrote, or keep it, if the socket has no room for that."""
+        cdef Tls tls = <Tls>self.extras.tls
+        cdef uint32_t corked = self.state & STREAM_CORKED
+        cdef Py_ssize_t done = 0
+        if has_unsent(self) or self.state & (STREAM_BLOCKED | STREAM_OUT_WAITS):
+            return self.spill(loop)
+        self.state &= ~<uint32_t>STREAM_CORKED      # whatever runs in there does not write into what is being sealed
+        try:
+            while done < loop.scratch_used and self.slot != NULL:
+                done += tls.seal(loop.scratch + done, loop.scratch_used - done)
+        except OSError as error:                    # the session has ended with an error
+            return self.break_with(error)
+        finally:
+            self.state |= corked
+            loop.scratch_used = 0
+        return 0
 
     cdef int flush_secure(self, Loop loop) except -1:
-        """What goes to the socket is ciphertext. It is made a piece at a time, so that little of it is in memory."""
+        """What goes to the socket is ciphertext. It is made a piece at a time, so that little of it is in memory. The
+        scratch buffer is not looked at: it may be another connection's."""
         cdef Extras *extras = self.extras
         cdef Py_ssize_t budget = WRITE_BUDGET_BYTES
         cdef Py_ssize_t left, most
@@ -204,8 +235,7 @@ cdef class Connection(Buffered):
             try:
                 if not self.state & STREAM_SEALED and not self.seal_next(loop):
                     break
-            except OSError as error:                    # the session has ended with an error
-                loop.scratch_used = 0
+            except OSError as error:
                 return self.break_with(error)
             if budget <= 0:
                 self.owner().make_ready(self.slot, _sys.EPOLLOUT)
@@ -220,8 +250,6 @@ cdef class Connection(Buffered):
                 self.block()
                 break
             if sent < 0:
-                if self.state & STREAM_CORKED:
-                    loop.scratch_used = 0
                 return self.write_failed(<int>-sent)
             budget -= sent
             extras.sealed_sent += sent
@@ -229,21 +257,14 @@ cdef class Connection(Buffered):
                 Py_DECREF(<bytes>extras.sealed)
                 extras.sealed = NULL
                 self.state &= ~<uint32_t>STREAM_SEALED
-        if self.state & STREAM_CORKED:
-            self.spill(loop)                    # what the socket has no room for
         return self.unblock() if self.slot != NULL and not has_unsent(self) else 0
 
     cdef bint seal_next(self, Loop loop) except -1:
-        """Make ciphertext of what is next. Whether there was anything."""
+        """Make ciphertext of what is queued. Whether there is any, with what TLS has to say by itself."""
         cdef Tls tls = <Tls>self.extras.tls
         cdef Py_ssize_t size = 0
         cdef const char *data
         cdef ssize_t count
-        if self.state & STREAM_CORKED:
-            while loop.scratch_used > size:
-                EK_ASSERT(self.output == NULL)
-                size += tls.seal(loop.scratch + size, loop.scratch_used - size)
-            loop.scratch_used = 0
         while not self.state & STREAM_SHAKING and self.output != NULL and size < SCRATCH_BYTES:
             count = output_peek(self.output, loop.scratch, SCRATCH_BYTES, &data)
             if count <= 0:
@@ -271,6 +292,7 @@ cdef class Connection(Buffered):
         """Go on with the handshake until it is done, or the peer has to say more."""
         cdef Loop loop = <Loop?><object>self.loop_link
         cdef Tls tls = <Tls>self.extras.tls
+        cdef Py_ssize_t budget = READ_BUDGET_BYTES
         cdef Py_ssize_t taken
         cdef ssize_t count = 0
         while self.slot != NULL:
@@ -282,9 +304,12 @@ cdef class Connection(Buffered):
             self.flush_secure(loop)
             if self.slot == NULL:
                 return 0
+            if budget <= 0:
+                return loop.make_ready(self.slot, _sys.EPOLLIN)
             count = _sys.ek_recv(self.slot.fd, loop.input, READ_ROOM_BYTES)
             if count == -errno.EAGAIN:
                 return 0
+            budget -= max(count, <ssize_t>0)
             if count < 0 and self.error == 0:
                 self.error = <uint16_t>-count
             if self.error:

@@ -9,9 +9,9 @@ from libc.string cimport memcpy, memmove, strerror
 
 cimport epollkit._sys as _sys
 from epollkit._buffered cimport (
-    STREAM_CLOSING, STREAM_DRAINING, STREAM_EARLY, STREAM_ENDED, STREAM_HOLDS, STREAM_IN_WAITS, STREAM_OUT_WAITS,
-    STREAM_PAUSED, STREAM_RATED, STREAM_RESTS, STREAM_SECURE, STREAM_SHUT, STREAM_TELLS_ROOM, STREAM_UNOPENED, Loop,
-    has_unsent,
+    STREAM_CLOSING, STREAM_CORKED, STREAM_DRAINING, STREAM_EARLY, STREAM_ENDED, STREAM_HOLDS, STREAM_IN_WAITS,
+    STREAM_OUT_WAITS, STREAM_PAUSED, STREAM_RATED, STREAM_RESTS, STREAM_SECURE, STREAM_SHUT, STREAM_TELLS_ROOM,
+    STREAM_UNOPENED, Loop, has_unsent,
 )
 from epollkit._bytes cimport SPARE_LEAST_BYTES, SPARE_MOST_BYTES, spare_give, spare_take
 from epollkit._connection cimport Connection, Extras
@@ -538,7 +538,8 @@ cdef class Stream(Connection):
         self.check_writable()
         if self.state & STREAM_SECURE:
             raise UsageError("a TLS session can't be detached: what the fd carries is ciphertext")
-        self.flush()
+        if self.state & STREAM_CORKED:          # else what was gathered is another's
+            self.flush()
         if self.slot == NULL or self.error or has_unsent(self):
             raise UsageError(f"this {type(self).__name__} can't be detached: it broke, or {self.unsent_bytes} bytes "
                              "are unsent; wait for on_drain")

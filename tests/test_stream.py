@@ -518,6 +518,25 @@ def test_two_streams_that_write_to_each_other_do_not_mix_their_bytes(bench):
         assert client.received in (own + others, others + own)
 
 
+@pytest.mark.parametrize("verb", ["detach", "shutdown_write", "close"])
+def test_what_was_written_in_an_upcall_does_not_leave_on_another_that_ends_there(bench, address, verb):
+    """Until the upcall is over it lies in a buffer of the loop's, of which the other one must know nothing."""
+    class Ends(Recorder):
+        def on_data(self, data):
+            self.write(b"for me alone")
+            ended.append(getattr(other, verb)())
+
+    ended = []
+    other, its_client = open_pair(bench, Factory(Stay))
+    _, client = open_pair(bench, Factory(Ends), address)
+    client.send(b"x")
+    assert client.take(12) == b"for me alone"
+    if verb == "detach":
+        os.close(ended[0].fd)
+    assert its_client.eof()
+    its_client.end()
+
+
 def test_a_queue_beyond_write_limit_resets_the_connection(bench, address):
     """The peer does not read. It is not an error of the connection, so on_error is not told; on_close is."""
     class Limited(Recorder):
