@@ -33,7 +33,8 @@ from epollkit._http1 cimport (
 from epollkit._room cimport rest
 from epollkit._slots cimport SLOT_IDLE
 from epollkit._buffered cimport (
-    READ_ROOM_BYTES, SCRATCH_BYTES, SCRATCH_PIECE_BYTES, STREAM_CLOSING, STREAM_LINGERS, STREAM_PAUSED, Loop, reserve,
+    READ_ROOM_BYTES, SCRATCH_BYTES, SCRATCH_PIECE_BYTES, STREAM_CLOSING, STREAM_LINGERS, STREAM_PAUSED, Loop,
+    has_unsent, reserve,
 )
 from epollkit._connection cimport Connection
 
@@ -554,9 +555,9 @@ cdef class HttpConnection(Connection):
         """Back-pressure: no further request is executed while the peer does not read the answers it has."""
         if self.slot == NULL or self.state & STREAM_CLOSING:
             return False
-        if self.output != NULL or (<Loop>self.loop_link).scratch_used >= FLUSH_AT_BYTES:
+        if has_unsent(self) or (<Loop>self.loop_link).scratch_used >= FLUSH_AT_BYTES:
             self.flush()
-        return self.slot != NULL and self.output == NULL and self.error == 0
+        return self.slot != NULL and not has_unsent(self) and self.error == 0
 
     cdef int settle(self) except -1:
         """After input or output: send what was gathered; then, read on or not, and which deadline counts now."""
@@ -565,7 +566,7 @@ cdef class HttpConnection(Connection):
         if self.slot == NULL or self.state & STREAM_CLOSING:
             self.partial = None
             return 0
-        if self.output != NULL:
+        if has_unsent(self):
             self.pause()
             return self.set_deadline_ns(self.settings.write_timeout_ns)
         if self.state & STREAM_PAUSED:
@@ -581,7 +582,7 @@ cdef class HttpConnection(Connection):
         return 0
 
     cdef int take_sent(self) except -1:
-        if self.output == NULL and self.partial is not None and self.partial.request is None:
+        if not has_unsent(self) and self.partial is not None and self.partial.request is None:
             self.consume_kept()
         return self.settle()
 
@@ -592,10 +593,10 @@ cdef class HttpConnection(Connection):
 
     cdef int on_evicted(self) except -1:
         """As if the time between two requests were over; unless the application writes here unasked, or closes it."""
-        return self.close_softly(0) if self.output == NULL else 0
+        return self.close_softly(0) if not has_unsent(self) else 0
 
     cdef int take_deadline(self) except -1:
-        if self.output != NULL:
+        if has_unsent(self):
             self.abort()
             return 0
         if self.partial is not None:

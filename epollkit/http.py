@@ -14,6 +14,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from ssl import SSLContext
 from typing import Any
 
 from epollkit import Listener, Loop, _sockets
@@ -27,10 +28,11 @@ logger = logging.getLogger("epollkit")
 
 
 def listen(loop: Loop, address: _sockets.Address, app: Application, *, backlog: int = 2048, reuse_port: bool = False,
-           exclusive: bool = False, defer_accept: bool = False, **settings: Any) -> Listener:
+           exclusive: bool = False, defer_accept: bool = False, ssl: SSLContext | None = None,
+           ssl_handshake_timeout: float = 10.0, **settings: Any) -> Listener:
     """Serve an application on one more address of a loop. Options as for `Loop.listen`; settings as for `serve`."""
     return loop.listen(address, Settings(app, **settings), backlog=backlog, reuse_port=reuse_port, exclusive=exclusive,
-                       defer_accept=defer_accept)
+                       defer_accept=defer_accept, ssl=ssl, ssl_handshake_timeout=ssl_handshake_timeout)
 
 
 @contextmanager
@@ -79,7 +81,7 @@ def serve(app: Application, host: str = "127.0.0.1", port: int = 8000, *, uds: s
             bytes), `limit_request_body` (1 MiB at most), `timeout_header` (10 s for a whole head), `timeout_body` (30
             s between two reads), `timeout_write` (30 s without progress), `timeout_keep_alive` (75 s between two
             requests), `admit` (called with the peer's address before anything is read; a false answer resets the
-            connection).
+            connection). Also `ssl` and `ssl_handshake_timeout`, as for `Loop.listen`.
 
     Raises OSError or UsageError with one sentence: the address is in use, not permitted, does not exist; a wrong
     setting.
