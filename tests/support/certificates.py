@@ -3,8 +3,8 @@
     made = Certificates(directory, peer("openssl"))       # or the fixture `certificates`
     made.server_context(), made.client_context()
 
-The server is localhost, 127.0.0.1 and ::1; the client is called "a client"; a stranger has a server's certificate of
-its own making.
+The server is localhost, 127.0.0.1 and ::1; another one is other.example; the client is called "a client"; a stranger
+has a server's certificate of its own making.
 """
 from __future__ import annotations
 
@@ -25,6 +25,10 @@ subjectKeyIdentifier = hash
 basicConstraints = CA:FALSE
 subjectAltName = DNS:localhost, IP:127.0.0.1, IP:::1
 authorityKeyIdentifier = keyid
+[other]
+basicConstraints = CA:FALSE
+subjectAltName = DNS:other.example
+authorityKeyIdentifier = keyid
 [client]
 basicConstraints = CA:FALSE
 extendedKeyUsage = clientAuth
@@ -40,6 +44,7 @@ class Certificates:
         self.config.write_text(CONFIG)
         self.authority = self.make("authority", "authority", signed_by=None)
         self.server = self.make("server", "localhost", signed_by=self.authority)
+        self.other = self.make("other", "other.example", signed_by=self.authority)
         self.client = self.make("client", "a client", signed_by=self.authority)
         self.stranger = self.make("server", "localhost", signed_by=None, name="stranger")
 

@@ -43,7 +43,7 @@ class Bench:
     def __init__(self, loop: epollkit.Loop) -> None:
         self.loop = loop
         self.listeners: list[epollkit.Listener] = []
-        self.clients: list[Client] = []
+        self.clients: list[Any] = []
         self.witnesses: list[Witness] = []      # streams that do not end by themselves
 
     def __enter__(self) -> Bench:
