@@ -6,13 +6,14 @@ import gc
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
 from batches import Log, Stage, names_looked_up
 from certificates import Certificates
+from connections import Kit
 from wire import Bench
 
 import epollkit
@@ -148,3 +149,10 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 @pytest.fixture
 def peer() -> object:
     return find_peer
+
+
+@pytest.fixture
+def make_kit(loop: epollkit.Loop, stage: Stage, certificates: Certificates) -> Callable[[str], Kit]:
+    """Streams of a kind, "tcp", "unix" or "tls", whose peer is the test itself."""
+    contexts = certificates.server_context(), certificates.client_context()
+    return lambda kind: Kit(loop, stage, kind, contexts)
