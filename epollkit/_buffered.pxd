@@ -40,13 +40,15 @@ cdef enum StreamState:
     STREAM_IN_WAITS = 262144        # reading waits for its rate limit
     STREAM_OUT_WAITS = 524288       # writing waits for its rate limit
     STREAM_RESTS = 1048576          # in a pool, with nobody: whatever comes now ends it
+    STREAM_KEPT = 2097152           # of a pool: Loop.kept says who is told what becomes of it
 
 cdef enum:
     STREAM_EARLY = STREAM_UNOPENED | STREAM_SHAKING | STREAM_RESTS          # an event is not yet for the protocol
     STREAM_READS_NOT = STREAM_PAUSED | STREAM_CLOSING | STREAM_ENDED | STREAM_IN_WAITS
     STREAM_FILTERED = STREAM_SECURE | STREAM_RATED
     STREAM_AFTER_SENT = STREAM_CLOSING | STREAM_SHUT_DUE | STREAM_TELLS_ROOM        # something waits for all to be sent
-    STREAM_MAY_PARK = STREAM_CORKED | STREAM_OUT_WATCHED | STREAM_PAUSED | STREAM_FILTERED | STREAM_TELLS_ROOM
+    STREAM_OF_USER = STREAM_PAUSED | STREAM_RATED | STREAM_IN_WAITS | STREAM_TELLS_ROOM     # gone when it rests
+    STREAM_MAY_REST = STREAM_OF_USER | STREAM_CORKED | STREAM_OUT_WATCHED | STREAM_SECURE | STREAM_KEPT
 
 
 cdef class Loop(_raw.Loop):
@@ -55,6 +57,7 @@ cdef class Loop(_raw.Loop):
     cdef Py_ssize_t scratch_used    # by the one connection that is corked
     cdef Spare spare                # for what on_data gets
     cdef bytearray plain            # READ_ROOM_BYTES for what TLS has decrypted; None until it is needed
+    cdef dict kept                  # id of a connection -> keeper(what, reason), of those that are STREAM_KEPT
 
 
 cdef class Buffered(_core.Endpoint):
@@ -85,7 +88,9 @@ cdef class Buffered(_core.Endpoint):
     cdef int set_deadline_ns(self, int64_t duration_ns) except -1
 
     # inside
+    cdef Loop usable(self)
     cdef int check_writable(self) except -1
+    cdef int tell_keeper(self, str what, object reason) except -1
     cdef int open_up(self) except -1
     cdef int cork(self, Loop loop) except -1
     cdef int uncork(self, Loop loop) except -1
@@ -118,6 +123,7 @@ cdef class Buffered(_core.Endpoint):
 
     # what `Connection` adds, each at the one place where it is asked for
     cdef int on_ready_early(self, uint32_t events) except -1       # STREAM_EARLY
+    cdef int rested(self) except -1                                 # STREAM_RESTS: for as long as it may
     cdef int start_shaking(self) except -1                          # STREAM_SECURE
     cdef int shaken_too_long(self) except -1
     cdef int cut_off(self) except -1                                # the socket's end, without TLS's

@@ -1,5 +1,6 @@
 """`Buffered`, and the `Loop` that has buffers for it."""
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.object cimport PyObject
 from cpython.ref cimport Py_XDECREF
 from libc cimport errno
 from libc.stdint cimport int64_t, uint16_t, uint32_t
@@ -47,11 +48,17 @@ cdef class Loop(_raw.Loop):
         self.scratch = <char *>malloc(SCRATCH_BYTES)
         if self.input == NULL or self.scratch == NULL:
             raise MemoryError()
+        self.kept = {}
 
     def __dealloc__(self):
         free(self.input)
         free(self.scratch)
         Py_XDECREF(self.spare.object)
+
+    cdef int drop_everything(self) except -1:
+        _raw.Loop.drop_everything(self)
+        self.kept.clear()
+        return 0
 
 
 cdef bint rests(Buffered connection, uint32_t events) noexcept:
@@ -93,9 +100,19 @@ cdef class Buffered(_core.Endpoint):
         self.check_writable()
         self.put(PyBytes_AS_STRING(owner), PyBytes_GET_SIZE(owner), owner)
 
+    cdef Loop usable(self):
+        """Its loop. UsageError once it is closed, after it was given back to its pool, and from another thread."""
+        cdef Loop loop = <Loop>self.owner()
+        loop.check_usable()
+        if self.state & STREAM_RESTS:
+            raise UsageError(f"this {type(self).__name__} was given back to its pool; the next to have it is somebody "
+                             "else")
+        return loop
+
     cdef int check_writable(self) except -1:
         self.owner().check_usable()
         if self.state & (STREAM_CLOSING | STREAM_SHUT | STREAM_SHUT_DUE | STREAM_EARLY):
+            self.usable()
             what = ("is closing; nothing can be written after close()" if self.state & STREAM_CLOSING else
                     "is not open yet; on_open is the first that may write" if self.state & STREAM_EARLY else
                     "has shut down its side; nothing can be written after shutdown_write()")
@@ -106,29 +123,24 @@ cdef class Buffered(_core.Endpoint):
         """Send what is queued, then close. Nothing more is delivered to on_data. A peer that reads none of it for 30
         seconds is reset; one that goes on sending has 5 seconds to read the end of it. Closing twice does nothing."""
         if self.slot != NULL:
-            self.owner().check_usable()
+            self.usable()
             self.close_softly(STREAM_MAY_LINGER)
 
     def abort(self):
         """Close at once with a reset (RST); what is queued is lost. On a closed stream nothing happens."""
-        cdef _core.Loop loop
+        cdef Loop loop
         if self.slot != NULL:
-            loop = self.owner()
-            loop.check_usable()
+            loop = self.usable()
             _sys.ek_reset_on_close(self.slot.fd)
             loop.release(self.slot, None)
 
     def call_soon(self, function, *arguments):
         """As `Loop.call_soon`, but it dies with this stream."""
-        cdef Loop loop = self.owner()
-        loop.check_usable()
-        return loop.call_bound(self, None, function, arguments)
+        return self.usable().call_bound(self, None, function, arguments)
 
     def call_later(self, seconds, function, *arguments):
         """As `Loop.call_later`, but it dies with this stream."""
-        cdef Loop loop = self.owner()
-        loop.check_usable()
-        return loop.call_bound(self, seconds, function, arguments)
+        return self.usable().call_bound(self, seconds, function, arguments)
 
     @property
     def is_closing(self):
@@ -215,6 +227,8 @@ cdef class Buffered(_core.Endpoint):
         self.cork(loop)
         try:
             self.take_open()
+            if self.state & STREAM_KEPT and self.slot != NULL:
+                self.tell_keeper("opened", None)
             return self.uncork(loop)
         except BaseException:
             self.cut_short(loop)
@@ -256,7 +270,9 @@ cdef class Buffered(_core.Endpoint):
 
     cdef int on_deadline(self) except -1:
         cdef Loop loop = <Loop>self.loop_link
-        if self.state & (STREAM_DRAINING | STREAM_RESTS):       # it had its time: to read the end, or to be asked for
+        if self.state & STREAM_RESTS:
+            return self.rested()
+        if self.state & STREAM_DRAINING:                # it had its time to read the end
             return loop.release(self.slot, None)
         if self.state & STREAM_CLOSING:
             if self.state & STREAM_OUT_WAITS:                   # for our own rate limit
@@ -276,7 +292,22 @@ cdef class Buffered(_core.Endpoint):
         self.let_go()
         if reason is None and self.error:       # it broke, and then its own handler closed it
             reason = os_error(self.error)
-        return self.take_closed(reason)
+        if not self.state & STREAM_KEPT:
+            return self.take_closed(reason)
+        try:
+            self.take_closed(reason)
+        finally:
+            self.tell_keeper("closed", reason)
+        return 0
+
+    cdef int tell_keeper(self, str what, object reason) except -1:
+        """"opened", and it is the keeper's; at rest "expired", "ended" or "spoke"; and at last "closed"."""
+        cdef Loop loop = <Loop>self.loop_link
+        cdef object name = <size_t><PyObject *>self
+        keeper = loop.kept.pop(name, None) if what == "closed" else loop.kept.get(name)
+        if keeper is not None:
+            keeper(what, reason)
+        return 0
 
     cdef int let_go(self) except -1:
         return self.drop_output()
@@ -675,6 +706,9 @@ cdef class Buffered(_core.Endpoint):
     # -- what `Connection` adds ----------------------------------------------------------------------------------------
 
     cdef int on_ready_early(self, uint32_t events) except -1:
+        return 0
+
+    cdef int rested(self) except -1:
         return 0
 
     cdef int start_shaking(self) except -1:

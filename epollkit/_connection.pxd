@@ -27,8 +27,8 @@ cdef class Connection(Buffered):
     cdef int drop_extras(self) except -1
     cdef Py_ssize_t granted(self, RateLimit rate, Py_ssize_t wanted, uint32_t waits) except -1
     cdef int go_on(self, uint32_t waits) except -1
-    cdef int drop_rates(self) except -1
-    cdef int drop_rate(self, PyObject **rate, Py_ssize_t *grant) except -1
+    cdef int drop_rates(self, Extras *extras) except -1
+    cdef object drop_rate(self, PyObject **rate, Py_ssize_t *grant)
 
     # TLS
     cdef int seal_gathered(self, Loop loop) except -1
@@ -40,3 +40,7 @@ cdef class Connection(Buffered):
     # in a pool
     cdef int forget(self) except -1                 # everything that the connection's user has set
     cdef bint is_undisturbed(self) except -1
+    cdef int disturbance(self) except -1
+    cdef int take_tickets(self) except -1
+    cdef int end_rest(self, str what, object reason) except -1
+    cdef int leave(self) except -1

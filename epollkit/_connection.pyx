@@ -11,19 +11,27 @@ from libc.string cimport strerror
 cimport epollkit._sys as _sys
 from epollkit._buffered cimport (
     READ_BUDGET_BYTES, READ_ROOM_BYTES, SCRATCH_BYTES, STREAM_BLOCKED, STREAM_CLOSING, STREAM_CORKED, STREAM_EARLY,
-    STREAM_ENDED, STREAM_HOLDS, STREAM_IN_WAITS, STREAM_MAY_PARK, STREAM_OUT_WAITS, STREAM_PAUSED, STREAM_RATED,
-    STREAM_RESTS, STREAM_SEALED, STREAM_SECURE, STREAM_SHAKING, STREAM_UNOPENED, WRITE_BUDGET_BYTES, Buffered, Loop,
-    has_unsent,
+    STREAM_ENDED, STREAM_HOLDS, STREAM_IN_WAITS, STREAM_KEPT, STREAM_MAY_REST, STREAM_OF_USER, STREAM_OUT_WAITS,
+    STREAM_PAUSED, STREAM_RATED, STREAM_RESTS, STREAM_SEALED, STREAM_SECURE, STREAM_SHAKING, STREAM_UNOPENED,
+    WRITE_BUDGET_BYTES, Buffered, Loop, has_unsent,
 )
 from epollkit._output cimport output_drop_sent, output_free, output_is_empty, output_peek
 from epollkit._rate cimport RateLimit
-from epollkit._slots cimport SLOT_PEER_CLOSED
+from epollkit._slots cimport SLOT_PEER_CLOSED, SLOT_READY, slot_unlink
+from epollkit._sys cimport EK_ASSERT
 from epollkit._tls cimport Tls
 
-from epollkit.errors import UsageError
+from epollkit.errors import PeerError, UsageError
 
 cdef enum:
+    UNDISTURBED = 0                 # what ek_disturbance() says
+    SPOKE = 1
+    ENDED = 2
+    TICKET_BYTES = 4096
     DELIVERS_NOT = STREAM_PAUSED | STREAM_CLOSING | STREAM_ENDED | STREAM_RESTS
+
+
+cdef str SPOKE_AT_REST = "the peer spoke while its connection was in a pool, and nobody had asked it anything"
 
 
 cdef object os_error(int code):
@@ -61,8 +69,8 @@ cdef class Connection(Buffered):
         cdef Extras *extras = self.extras
         if extras == NULL:
             return 0
-        self.drop_rates()
         self.extras = NULL
+        self.drop_rates(extras)
         Py_XDECREF(extras.tls)
         Py_XDECREF(extras.sealed)
         Py_XDECREF(extras.early)
@@ -256,6 +264,7 @@ cdef class Connection(Buffered):
             if sent == left:
                 Py_DECREF(<bytes>extras.sealed)
                 extras.sealed = NULL
+                extras.sealed_sent = 0
                 self.state &= ~<uint32_t>STREAM_SEALED
         return self.unblock() if self.slot != NULL and not has_unsent(self) else 0
 
@@ -364,6 +373,8 @@ cdef class Connection(Buffered):
             return 0
         if count < 0:
             return self.ended(0)
+        if self.state & STREAM_RESTS:           # it was given back: nobody may be told what is behind that
+            return self.end_rest("spoke", PeerError(SPOKE_AT_REST)) if length > 0 or tls.has_begun() else 0
         if count > 0 and not self.state & (STREAM_CLOSING | STREAM_ENDED):
             tls.hold(data, length)
             self.state |= STREAM_HOLDS
@@ -393,70 +404,145 @@ cdef class Connection(Buffered):
 
     # -- in a pool -----------------------------------------------------------------------------------------------------
 
-    def _park(self, idle_seconds):
-        """For a pool: keep it until somebody asks for it, or that long. Whether it is fit for that: still connected,
-        nothing unsent, nothing unread. Everything that its user had set, scheduled or asked for is gone."""
-        cdef Loop loop = <Loop>self.owner()
+    def _keep(self, Loop loop not None, keeper):
+        """For a pool, before it is connected: keeper(what, reason) is told what becomes of it, see `tell_keeper`. None:
+        nobody is, after all."""
+        cdef object name = <size_t><PyObject *>self
+        if self.used:
+            raise UsageError(f"{self!r} was used for another connection; a factory makes a new one each time")
+        if keeper is None:
+            self.state &= ~<uint32_t>STREAM_KEPT
+            loop.kept.pop(name, None)
+        else:
+            loop.kept[name] = keeper
+            self.state |= STREAM_KEPT
+
+    def _park(self, int64_t idle_ns):
+        """For a pool: keep it until somebody asks for it, or that long; 0: for ever. Whether it is fit for that: still
+        connected, nothing unsent, nothing unread. Everything that its user had set, scheduled or asked for is gone."""
+        cdef Loop loop = self.usable()
         if self.state & STREAM_CORKED:
             self.flush()
-        if self.slot == NULL or self.error or self.state & ~<uint32_t>STREAM_MAY_PARK or has_unsent(self) \
+        if self.slot == NULL or self.error or self.state & ~<uint32_t>STREAM_MAY_REST or has_unsent(self) \
                 or self.slot.flags & SLOT_PEER_CLOSED:
             return False
+        if self.state & STREAM_SECURE and (<Tls>self.extras.tls).has_begun():
+            return False
+        self.state |= STREAM_RESTS              # first: what goes may run a finalizer, and that anything
         self.forget()
-        loop.forget_calls(self.slot)
+        if self.slot != NULL:
+            loop.forget_calls(self.slot)
         if self.slot == NULL:
             return False
-        self.state = self.state & ~<uint32_t>(STREAM_PAUSED | STREAM_RATED) | STREAM_RESTS
-        self.set_deadline_ns(<int64_t>(idle_seconds * 1e9))
+        self.state &= ~<uint32_t>STREAM_OF_USER
+        if self.slot.flags & SLOT_READY:
+            slot_unlink(&loop.slots, &loop.ready, self.slot)
+        self.slot.pending = 0
+        self.set_deadline_ns(idle_ns)
         return self.is_undisturbed()
 
-    def _unpark(self):
-        """Whether it can be used: nothing came, not even in an event that is still in the batch at hand."""
+    def _lend(self, receive):
+        """For a pool: receive(self, None), as an upcall. False: it ends here instead, for the peer has ended it, or
+        said something, if only in an event that is still in the batch at hand."""
+        cdef Loop loop
         if self.slot == NULL or not self.is_undisturbed():
             return False
+        loop = <Loop>self.loop_link
         self.state &= ~<uint32_t>STREAM_RESTS
         self.set_deadline_ns(0)
+        try:
+            self.cork(loop)
+            try:
+                receive(self, None)
+            except BaseException:
+                self.cut_short(loop)
+                raise
+            self.uncork(loop)
+        except Exception as error:
+            loop.fail(self, error)
         return True
+
+    def _leave(self):
+        """For a pool: close it at rest. Whether that is over: with TLS its end may have to wait for the socket."""
+        if self.slot != NULL and self.state & STREAM_RESTS:
+            self.leave()
+        return self.slot == NULL
 
     cdef int forget(self) except -1:
         """What the connection's user has set."""
-        return self.drop_rates()
+        return self.drop_rates(self.extras)
 
-    cdef int drop_rates(self) except -1:
-        cdef Extras *extras = self.extras
-        if extras == NULL:
-            return 0
-        self.drop_rate(&extras.read_rate, &extras.read_grant)
-        return self.drop_rate(&extras.write_rate, &extras.write_grant)
-
-    cdef int drop_rate(self, PyObject **rate, Py_ssize_t *grant) except -1:
-        cdef PyObject *dropped = rate[0]
-        if dropped != NULL:
-            (<RateLimit>dropped).give_back(grant[0])
-            rate[0] = NULL
-            grant[0] = 0
-            Py_DECREF(<object>dropped)
+    cdef int drop_rates(self, Extras *extras) except -1:
+        if extras != NULL:
+            _read = self.drop_rate(&extras.read_rate, &extras.read_grant)
+            _write = self.drop_rate(&extras.write_rate, &extras.write_grant)
         return 0
+
+    cdef object drop_rate(self, PyObject **rate, Py_ssize_t *grant):
+        """Returns it: its end may run anything, so who calls lets go of it last."""
+        if rate[0] == NULL:
+            return None
+        dropped = <RateLimit>rate[0]
+        dropped.give_back(grant[0])
+        rate[0] = NULL
+        grant[0] = 0
+        Py_DECREF(dropped)
+        return dropped
 
     cdef bint is_undisturbed(self) except -1:
         """At rest: whether nothing came. If anything did, the connection ends here: it can't be for who comes next."""
-        cdef Loop loop = <Loop>self.owner()
-        cdef ssize_t count = _sys.ek_peek(self.slot.fd)
-        cdef Py_ssize_t taken
-        while count > 0 and self.state & STREAM_SECURE:     # a session ticket is not for the application
-            count = _sys.ek_recv(self.slot.fd, loop.input, READ_ROOM_BYTES)
-            if count > 0:
-                try:
-                    count = (<Tls>self.extras.tls).open_into(bytearray(READ_ROOM_BYTES), loop.input, count, &taken)
-                except OSError:
-                    count = -1
-                if count != 0 or self.slot == NULL:
-                    break
-                count = _sys.ek_peek(self.slot.fd)
-        if count == -errno.EAGAIN:
-            return True
-        if count < -1 and self.error == 0:
-            self.error = <uint16_t>-count
-        if self.slot != NULL:
-            loop.release(self.slot, None)
+        cdef int found
+        reason = None
+        try:
+            found = self.take_tickets() if self.state & STREAM_SECURE else self.disturbance()
+        except OSError as error:                # of TLS
+            found, reason = ENDED, error
+        if found == UNDISTURBED:
+            return self.slot != NULL
+        if found == SPOKE:
+            reason = PeerError(SPOKE_AT_REST)
+        self.end_rest("spoke" if found == SPOKE else "ended", reason)
         return False
+
+    cdef int disturbance(self) except -1:
+        cdef int found = _sys.ek_disturbance(self.slot.fd)
+        if found >= 0:
+            return found
+        if self.error == 0:
+            self.error = <uint16_t>-found
+        return ENDED
+
+    cdef int take_tickets(self) except -1:
+        """`disturbance`, but for what TLS says to itself: session tickets, new keys."""
+        cdef Loop loop = <Loop>self.loop_link
+        cdef Tls tls = <Tls>self.extras.tls
+        cdef char data[TICKET_BYTES]
+        cdef Py_ssize_t count, taken
+        cdef int found = self.disturbance()
+        if found == SPOKE and loop.plain is None:
+            loop.plain = PyByteArray_FromStringAndSize(NULL, READ_ROOM_BYTES)
+        while found == SPOKE and self.slot != NULL:
+            count = _sys.ek_recv(self.slot.fd, data, TICKET_BYTES)
+            if count > 0:
+                count = tls.open_into(loop.plain, data, count, &taken)
+                if count < 0:                   # close_notify
+                    return ENDED
+                if count == 0 and self.slot != NULL:
+                    found = self.disturbance()
+                    continue
+            return SPOKE
+        return SPOKE if found == UNDISTURBED and tls.has_begun() else found
+
+    cdef int end_rest(self, str what, object reason) except -1:
+        if self.slot == NULL:
+            return 0
+        (<Loop>self.loop_link).release(self.slot, reason)
+        return self.tell_keeper(what, None)
+
+    cdef int rested(self) except -1:
+        self.leave()
+        return self.tell_keeper("expired", None)
+
+    cdef int leave(self) except -1:
+        self.state &= ~<uint32_t>STREAM_RESTS
+        return self.close_softly(0)

@@ -1,11 +1,18 @@
 """In the debug build only: what tests may look at and nobody else."""
+from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint32_t
 
+cimport epollkit._buffered as _buffered
 cimport epollkit._room as _room
+from epollkit._connection cimport Connection, Extras
 from epollkit._connector cimport Connector, ConnectEvent
 from epollkit._core cimport Loop
-from epollkit._slots cimport Slot, SlotTable, slot_at, slot_of_node
+from epollkit._output cimport Output, Part
+from epollkit._slots cimport NO_SLOT, Slot, SlotTable, slot_at, slot_of_fd, slot_of_node, slot_tag
+from epollkit._stream cimport Options, Stream
+from epollkit._sys cimport ek_event_tag
 from epollkit._timers cimport TimerQueue, timer_before
+from epollkit._tls cimport Tls
 
 from epollkit._connector import EVENTS
 
@@ -80,6 +87,118 @@ def room_scans(Loop loop not None):
 def connector_tell(Connector connector not None, str event):
     """Have something happen to a connector, whether it can or not; without a socket."""
     connector.tell(<ConnectEvent><int>EVENTS.index(event), None, 0)
+
+
+# Every field of what a connection owns, as "Struct.field". tests/test_reuse.py reads the .pxd files, and misses those
+# that are not here.
+
+cdef object reference(PyObject *object):
+    return <object>object if object != NULL else None
+
+
+def registration_fields(_buffered.Loop loop not None, uint32_t index):
+    """A slot, and what the loop keeps for it elsewhere."""
+    cdef Slot *slot = slot_at(&loop.slots, index)
+    cdef uint32_t queued = 0
+    cdef uint32_t i
+    for i in range(loop.deadlines.count):
+        queued += loop.deadlines.entries[i].node == &slot.timer
+    in_batch = [i for i in range(loop.batch_cursor, loop.batch_count)
+                if ek_event_tag(&loop.events[i]) == slot_tag(slot)]
+    endpoint = reference(slot.endpoint)
+    return {
+        "Slot.generation": slot.generation, "Slot.fd": slot.fd, "Slot.endpoint": endpoint, "Slot.index": slot.index,
+        "Slot.next": slot.next, "Slot.previous": slot.previous, "Slot.registered_batch": slot.registered_batch,
+        "Slot.released_batch": slot.released_batch, "Slot.released_generation": slot.released_generation,
+        "Slot.flags": slot.flags, "Slot.pending": slot.pending, "Slot.events": slot.events,
+        "Slot.timer": slot.timer.due_ns != 0,
+        "TimerNode.due_ns": slot.timer.due_ns, "TimerNode.place": slot.timer.place,
+        "TimerNode.sequence": slot.timer.sequence,
+        "SlotTable.by_fd": slot.fd >= 0 and slot_of_fd(&loop.slots, slot.fd) == slot,
+        "_core.Loop.deadlines": queued, "_core.Loop.events": in_batch,
+        "_core.Loop.ready": index in ready_slots(loop),
+        "_core.Loop.bound": len(loop.bound.get(slot_tag(slot), ())),
+        "_core.Loop.closings": sum([1 for closing, _ in loop.closings if closing is endpoint]),
+        "_core.Loop.waiting_for_room": sum([1 for waiting in loop.waiting_for_room if waiting is endpoint]),
+        "_buffered.Loop.scratch_used": loop.scratch_used,
+    }
+
+
+cdef list ready_slots(Loop loop):
+    cdef uint32_t index = loop.ready.head
+    found = []
+    while index != NO_SLOT:
+        found.append(index)
+        index = slot_at(&loop.slots, index).next
+    return found
+
+
+def connection_fields(Connection connection not None):
+    """An endpoint, and the structs that hang on it: those that there are."""
+    found = {
+        "Endpoint.slot": connection.slot != NULL, "Endpoint.loop_link": connection.loop_link != NULL,
+        "Endpoint.used": connection.used, "Endpoint.reads": connection.reads, "Endpoint.error": connection.error,
+        "Endpoint.state": connection.state,
+        "Buffered.output": connection.output != NULL, "Connection.extras": connection.extras != NULL,
+    }
+    if connection.loop_link != NULL:
+        found["_buffered.Loop.kept"] = <size_t><PyObject *>connection in (<_buffered.Loop>connection.loop_link).kept
+    if connection.output != NULL:
+        found.update(output_fields(connection.output))
+    if connection.extras != NULL:
+        found.update(extras_fields(connection.extras))
+    if isinstance(connection, Stream):
+        found["Stream.options"] = (<Stream>connection).options != NULL
+        if (<Stream>connection).options != NULL:
+            found.update(options_fields((<Stream>connection).options))
+    return found
+
+
+cdef dict output_fields(const Output *output):
+    cdef Part *part = &output.parts[output.first]
+    found = {
+        "Output.parts": output.parts != NULL, "Output.room": output.room, "Output.first": output.first,
+        "Output.end": output.end, "Output.size": output.size, "Output.file_size": output.file_size,
+        "Output.limit": output.limit,
+    }
+    if output.first < output.end:
+        found.update({"Part.data": reference(part.data), "Part.file": part.file, "Part.offset": part.offset,
+                      "Part.left": part.left})
+    return found
+
+
+cdef dict extras_fields(const Extras *extras):
+    found = {
+        "Extras.tls": reference(extras.tls), "Extras.sealed": reference(extras.sealed),
+        "Extras.sealed_sent": extras.sealed_sent, "Extras.shake_ns": extras.shake_ns,
+        "Extras.early": reference(extras.early), "Extras.read_rate": reference(extras.read_rate),
+        "Extras.write_rate": reference(extras.write_rate), "Extras.read_grant": extras.read_grant,
+        "Extras.write_grant": extras.write_grant,
+    }
+    if extras.tls != NULL:
+        found.update(tls_fields(<Tls>extras.tls))
+    return found
+
+
+cdef dict tls_fields(Tls tls):
+    return {
+        "Tls.ssl_object": tls.ssl_object, "Tls.incoming": tls.incoming.pending, "Tls.outgoing": tls.outgoing.pending,
+        "Tls.failure": tls.failure, "Tls.records": tls.records, "Tls.body": tls.body,
+        "Tls.header": tls.header[:tls.header_length], "Tls.header_length": tls.header_length, "Tls.state": tls.state,
+    }
+
+
+cdef dict options_fields(const Options *options):
+    return {
+        "Options.high": options.high, "Options.low": options.low, "Options.hard": options.hard,
+        "Options.read_ns": options.read_ns, "Options.write_ns": options.write_ns,
+        "Options.life_due_ns": options.life_due_ns, "Options.read_at_ns": options.read_at_ns,
+        "Options.write_at_ns": options.write_at_ns, "Options.kind": options.kind,
+        "Options.frame_bytes": options.frame_bytes, "Options.separator": reference(options.separator),
+        "Options.window": options.window != NULL, "Options.window_end": options.window_end != options.window,
+        "Options.searched": options.searched, "Options.held": options.held != NULL,
+        "Options.held_room": options.held_room, "Options.delivering": options.delivering,
+    }
 
 
 def sizes():

@@ -25,7 +25,7 @@
       (fd, (intptr_t)address, length))                                                                                 \
     X(int, set_no_delay, (int fd), (fd), (fd))                                                                         \
     X(ssize_t, recv, (int fd, void *buffer, size_t room), (fd, buffer, room), (fd, room, (intptr_t)buffer))            \
-    X(int, peek, (int fd), (fd), (fd))                                                                                 \
+    X(int, disturbance, (int fd), (fd), (fd))                                                                          \
     X(ssize_t, send, (int fd, const void *data, size_t length), (fd, data, length), (fd, length, (intptr_t)data))      \
     X(ssize_t, send_parts, (int fd, struct iovec *parts, size_t part_count), (fd, parts, part_count),                  \
       (fd, part_count, (intptr_t)parts))                                                                               \

@@ -180,7 +180,7 @@ cdef class Stream(Connection):
             hard: beyond it the connection is reset. Default: `write_limit`, 16 MiB. Files count with 64 bytes each.
         """
         cdef Options *options
-        self.owner().check_usable()
+        self.usable()
         if hard is not None:
             hard = checked_number("hard", hard, 1, 1 << 62)
         if high is not None:
@@ -191,7 +191,7 @@ cdef class Stream(Connection):
             low = options.low if low is None else checked_number("low", low, 0, high)
         else:
             low = high // 4 if low is None else checked_number("low", low, 0, high)
-        self.owner()
+        self.usable()
         options = self.want_options()
         options.high, options.low = high, low
         if hard is not None:
@@ -203,16 +203,16 @@ cdef class Stream(Connection):
         """Limit how fast bytes come and go, as they are on the wire: `RateLimit`, bytes per second, or None for no
         limit; what is not given stays. Streams that are given the same RateLimit share it."""
         cdef Extras *extras
-        self.owner().check_usable()
+        self.usable()
         limits = [RateLimit(limit) if isinstance(limit, (int, float)) else limit for limit in (read, write)]
         for limit in limits:
             if limit is not None and limit is not ... and not isinstance(limit, RateLimit):
                 raise UsageError(f"a rate is an epollkit.RateLimit, bytes per second, or None, not {limit!r}")
-        self.owner()
+        self.usable()
         extras = self.want_extras()
         _kept = (<object>extras.read_rate if extras.read_rate != NULL else None,       # a finalizer may do anything
                  <object>extras.write_rate if extras.write_rate != NULL else None)
-        self.owner()
+        self.usable()
         if read is not ... and <PyObject *>limits[0] != extras.read_rate:
             self.drop_rate(&extras.read_rate, &extras.read_grant)
             if limits[0] is not None:
@@ -267,7 +267,7 @@ cdef class Stream(Connection):
 
     cdef int frame_as(self, FrameKind kind, Py_ssize_t frame_bytes, bytes separator) except -1:
         cdef Options *options
-        self.owner().check_usable()
+        self.usable()
         options = self.want_options()
         options.kind = kind
         options.frame_bytes = frame_bytes
@@ -441,11 +441,11 @@ cdef class Stream(Connection):
         `on_timeout` is called up to 20 ms late, never early. It costs one look at a cheap clock per read.
         """
         cdef Options *options
-        self.owner().check_usable()
+        self.usable()
         read_ns = ... if read is ... else checked_seconds_ns("read", read)
         write_ns = ... if write is ... else checked_seconds_ns("write", write)
         life_ns = ... if life is ... else checked_seconds_ns("life", life)
-        self.owner()
+        self.usable()
         options = self.want_options()
         if read_ns is not ...:
             options.read_ns = read_ns
@@ -592,10 +592,10 @@ cdef class Stream(Connection):
             _sys.EK_FREED(_sys.EK_OPTIONS)
         return 0
 
-    def _park(self, idle_seconds):
+    def _park(self, int64_t idle_ns):
         if self.options != NULL and self.options.window != self.options.window_end:
             return False
-        return Connection._park(self, idle_seconds)
+        return Connection._park(self, idle_ns)
 
     cdef int forget(self) except -1:
         self.drop_options()

@@ -17,6 +17,7 @@
 #include <linux/sockios.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <poll.h>
 #include <pthread.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -204,12 +205,20 @@ static inline ssize_t EK_REAL(recv)(int fd, void *buffer, size_t room)
 }
 
 /* What recv would find, without taking it: 1: a byte; 0: the end; or -errno, of which a pending error is taken. */
-static inline int EK_REAL(peek)(int fd)
+/* What became of a socket that nobody reads: 0: nothing; 1: something was sent, if only an urgent byte; 2: it has ended;
+ * or -errno that it broke with, which is thereby read. */
+static inline int EK_REAL(disturbance)(int fd)
 {
-    char byte;
+    struct pollfd asked = {fd, POLLIN | POLLPRI | POLLRDHUP, 0};
     ssize_t count;
+    char byte;
+    EK_RETRY(count, poll(&asked, 1, 0));
+    if (count == 0)
+        return 0;
     EK_RETRY(count, recv(fd, &byte, 1, MSG_PEEK));
-    return count < 0 ? -errno : (int)count;
+    if (count < 0 && errno != EAGAIN)
+        return -errno;
+    return count == 0 ? 2 : 1;
 }
 
 static inline ssize_t EK_REAL(send)(int fd, const void *data, size_t length)

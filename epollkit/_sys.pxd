@@ -68,7 +68,7 @@ cdef extern from "_sys.h" nogil:
     int ek_bind(int fd, const sockaddr_storage *address, int length) noexcept
     int ek_set_no_delay(int fd) noexcept
     ssize_t ek_recv(int fd, void *buffer, size_t room) noexcept
-    int ek_peek(int fd) noexcept
+    int ek_disturbance(int fd) noexcept
     ssize_t ek_send(int fd, const void *data, size_t length) noexcept
     ssize_t ek_send_parts(int fd, iovec *parts, size_t part_count) noexcept
     ssize_t ek_send_file(int fd, int file, int64_t *offset, size_t length) noexcept

@@ -51,6 +51,8 @@ cdef class Tls:
     cdef int feed_end(self) except -1
     # Whether open_into() has something to say without more ciphertext.
     cdef bint holds_input(self) noexcept
+    # Whether the peer has begun to say something, if only the first byte of a record.
+    cdef bint has_begun(self) noexcept
 
     # How many bytes were encrypted, a record at most. What it raises ends the session.
     cdef Py_ssize_t seal(self, const char *data, Py_ssize_t length) except -1

@@ -149,6 +149,9 @@ cdef class Tls:
     cdef bint holds_input(self) noexcept:
         return self.records != 0 or self.state & (TLS_FAILED | TLS_PEER_CLOSED | TLS_SOCKET_ENDED) != 0
 
+    cdef bint has_begun(self) noexcept:
+        return self.header_length != 0 or self.holds_input()
+
     cdef Py_ssize_t feed(self, const char *data, Py_ssize_t length) except -1:
         """Give OpenSSL a batch of it; how much that was."""
         cdef Py_ssize_t count = self.frame(<const uint8_t *>data, length)

@@ -95,21 +95,22 @@ class Kit:
         self.server_context, self.client_context = contexts
         self.stream, self.far = Patient(), None
 
-    def adopt(self, data: bytes = b"") -> None:
+    def adopt(self, data: bytes = b"", keeper: Callable[..., object] | None = None) -> None:
         """A new one, to be opened in the next turn."""
         near, sock = self.stage.pair() if self.kind != "unix" else socket.socketpair()
         for end in (near, sock):
             self.stage.own(end).setblocking(False)
         self.far = Far(sock, self.server_context if self.kind == "tls" else None)
         self.stream = Patient()
-        self.stage.callback(self.stream.abort)
+        self.stage.callback(lambda stream: stream._leave() or stream.abort(), self.stream)
         if self.kind == "tls":
             self.stream._secure(self.client_context, False, "localhost", 10.0)
+        self.stream._keep(self.loop, keeper)
         self.loop.adopt(near, lambda: self.stream, data)
 
-    def open(self) -> None:
+    def open(self, keeper: Callable[..., object] | None = None) -> None:
         """A new one, opened, to which nothing has happened."""
-        self.adopt()
+        self.adopt(keeper=keeper)
         settle(self.loop)
         shaken = self.kind != "tls"
         while not shaken:
