@@ -17,12 +17,13 @@ from epollkit._tokens import Token
 from epollkit.errors import Attempt, ConnectError, EpollkitError, LimitReached, PeerError, StaleToken, UsageError
 from epollkit.events import ERR, EXCLUSIVE, HUP, IN, ONESHOT, OUT, PRI, RDHUP
 from epollkit.loop import Loop
-from epollkit.stats import LoopStats
+from epollkit.pool import Pool, PoolRequest
+from epollkit.stats import LoopStats, PoolStats
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ERR", "EXCLUSIVE", "HUP", "IN", "ONESHOT", "OUT", "PRI", "RDHUP", "Attempt", "ConnectError", "Connector",
-    "Detached", "EpollkitError", "LimitReached", "Listener", "Loop", "LoopStats", "PeerError", "RateLimit",
-    "StaleToken", "Stream", "Timer", "Token", "UsageError", "build_info",
+    "Detached", "EpollkitError", "LimitReached", "Listener", "Loop", "LoopStats", "PeerError", "Pool", "PoolRequest",
+    "PoolStats", "RateLimit", "StaleToken", "Stream", "Timer", "Token", "UsageError", "build_info",
 ]

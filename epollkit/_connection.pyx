@@ -454,10 +454,10 @@ cdef class Connection(Buffered):
             self.cork(loop)
             try:
                 receive(self, None)
+                self.uncork(loop)
             except BaseException:
                 self.cut_short(loop)
                 raise
-            self.uncork(loop)
         except Exception as error:
             loop.fail(self, error)
         return True

@@ -45,6 +45,10 @@ cdef class Loop(_core.Loop):
             self.wake_sent = True
             _sys.ek_eventfd_add(self.wake_fd)
 
+    def _report(self, error, source):
+        """For what is written in Python: as if a handler of the loop's own had raised that."""
+        self.calls.report(error, source)
+
     cdef Timer call_bound(self, _core.Endpoint endpoint, object delay, object function, tuple arguments):
         """A timer, or with delay None a posted call, that dies with the endpoint."""
         cdef int64_t delay_in_ns = -1 if delay is None else delay_ns(delay)

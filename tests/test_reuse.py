@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from batches import reset, settle, wait_ready
-from connections import KINDS, Kit
+from connections import KINDS, Kit, PooledKit
 
 import epollkit
 from epollkit import RateLimit, Stream
@@ -518,6 +518,27 @@ def test_nothing_of_it_is_there_when_a_pool_lends_it_again(make_kit, name, kind)
 def test_nothing_of_it_is_there_for_who_has_its_slot_next(make_kit, name, kind):
     """17. A slot is reused after each kind of mess."""
     released(make_kit(kind), DIRT[name][0])
+
+
+OPENS_ITSELF = ("came_before_it_was_adopted", "of_a_pool", "shaking")
+
+
+@pytest.mark.parametrize(("name", "kind"), [case for case in CASES if case[0] not in OPENS_ITSELF])
+def test_nothing_of_it_is_there_for_who_is_next_at_a_pool(make_kit, name, kind):
+    """17. Through a Pool: the same connection, clean, or another."""
+    kit = PooledKit(make_kit(kind))
+    make_dirty, _, keeps = DIRT[name]
+    kit.open()
+    first, clean = kit.stream, fields_of_stream(kit)
+    make_dirty(kit, kit.release)
+    kit.open()
+    assert (kit.stream is first) == keeps
+    upcalls = list(kit.stream.upcalls)
+    assert keeps or not upcalls
+    assert changed(fields_of_stream(kit), clean) <= set(AT_REST)
+    kit.send(b"for the next user")
+    settle(kit.loop)
+    assert kit.stream.upcalls == [*upcalls, ("data", b"for the next user")]
 
 
 def test_every_field_was_dirty_once_or_says_why_not(make_kit):

@@ -25,6 +25,7 @@ LAYERS = [
     ("TLS and rates", ["_connection"]),
     ("stream", ["_stream"]),
     ("connecting", ["_connector"]),
+    ("pool", ["pool"]),
     ("loop", ["loop", "__init__"]),
     ("codec", ["_http1", "_http1_python"]),
     ("http", ["_httpconn", "http"]),

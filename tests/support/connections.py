@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from batches import Stage, settle, wait_ready
+from pools import Server
 
 import epollkit
 from epollkit import Stream
@@ -112,6 +113,9 @@ class Kit:
         """A new one, opened, to which nothing has happened."""
         self.adopt(keeper=keeper)
         settle(self.loop)
+        self.shake()
+
+    def shake(self) -> None:
         shaken = self.kind != "tls"
         while not shaken:
             wait_ready(self.far.sock)
@@ -123,3 +127,37 @@ class Kit:
         """From the far end; it has arrived when this returns, and nobody has looked."""
         self.far.send(data)
         wait_ready(self.stream)
+
+
+class PooledKit(Kit):
+    """The same, but `open` gets them from a pool."""
+
+    def __init__(self, kit: Kit) -> None:
+        super().__init__(kit.loop, kit.stage, kit.kind, (kit.server_context, kit.client_context))
+        self.server = Server(self.stage, "unix" if self.kind == "unix" else "tcp")
+        options = {"ssl": self.client_context, "server_hostname": "localhost"} if self.kind == "tls" else {}
+        self.pool = epollkit.Pool(self.loop, Patient, **options)
+        self.stage.callback(self.end)
+
+    def open(self, keeper: Callable[..., object] | None = None) -> None:
+        """The next one that the pool has, new or not."""
+        received: list[Any] = []
+        misses = self.pool.stats().misses
+        self.pool.acquire(self.server.address, lambda stream, error: received.append(error or stream))
+        if self.pool.stats().misses > misses:
+            self.far = Far(self.server.accept(), self.server_context if self.kind == "tls" else None)
+            settle(self.loop)
+            (self.stream,) = received or [member.stream for member in self.pool._members.values()][-1:]
+            self.shake()
+        settle(self.loop)
+        (self.stream,) = received
+
+    def release(self) -> None:
+        self.pool.release(self.stream)
+
+    def end(self) -> None:
+        self.pool.close()
+        for member in list(self.pool._members.values()):
+            member.stream.abort()
+        settle(self.loop)
+        assert self.pool.stats().open == 0
