@@ -186,11 +186,21 @@ def test_readme_says_the_two_commands_that_ci_and_a_newcomer_run():
 
 
 def test_every_example_is_run_by_a_test():
+    """A folder as a whole, a file as a program; one that is none belongs to others. The README knows them all."""
     tests = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py") if path != Path(__file__))
-    examples = [path.name for path in (ROOT / "examples").iterdir() if path.is_dir()]
+    examples = [path for path in (ROOT / "examples").iterdir()
+                if path.name not in ("README.md", "__pycache__")]
+    files = {path.stem: path.read_text() for path in examples if path.suffix == ".py"}
+    readme = (ROOT / "examples" / "README.md").read_text()
     assert examples
-    for name in examples:
-        assert f'"examples" / "{name}"' in tests, f"nothing runs examples/{name}"
+    for path in examples:
+        if path.is_dir():
+            assert f'"examples" / "{path.name}"' in tests, f"nothing runs examples/{path.name}"
+        elif "__main__" in files[path.stem]:
+            assert f'example("{path.name}", ' in tests, f"nothing runs examples/{path.name}"
+        else:
+            assert any(f"from {path.stem} import" in text for text in files.values()), f"nobody needs {path.name}"
+        assert f"[{path.name}]({path.name})" in readme, f"examples/README.md does not name {path.name}"
 
 
 def test_every_scenario_has_its_tests_or_says_why_not():
