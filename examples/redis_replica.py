@@ -184,7 +184,8 @@ class Link(RespStream):
             getattr(self, action)(value)
         except OSError as error:        # a file's, or standard output's: here, where another try won't help
             self.state = "over"
-            self.give_up(error)
+            self.fail(error)
+            self.end(error)
 
     def set_deadline(self) -> None:
         if self.is_closing:

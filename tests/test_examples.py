@@ -424,10 +424,12 @@ def fill(server: RedisServer) -> None:
     server.ask("ZADD", "sorted", 1, "one", 2, "two")
 
 
-def replica(server: RedisServer | Scripted, folder, *arguments: object, **options) -> Program:
-    address = server.addresses["unix"] if isinstance(server, RedisServer) else server.path
-    return example("redis_replica.py", address, "--snapshot", folder / "copy.rdb", "--retry", 0.02, *arguments,
-                   **options)
+def replica(server: RedisServer | Scripted, folder: Path, **options) -> Program:
+    return replica_of(server.path, folder, **options)
+
+
+def replica_of(path: Path, folder: Path, **options) -> Program:
+    return example("redis_replica.py", path, "--snapshot", folder / "copy.rdb", "--retry", 0.02, **options)
 
 
 @pytest.fixture
@@ -581,3 +583,12 @@ def test_replica_shows_its_progress_on_a_terminal(scripted, tmp_path):
         program.kill()
     os.close(leader)
     assert re.findall(rb"snapshot: \d of 5 MiB", seen) == [b"snapshot: %d of 5 MiB" % number for number in range(1, 6)]
+
+
+def test_replica_whose_log_nobody_reads(tmp_path):
+    """While it tries to reach a server."""
+    with replica_of(tmp_path / "absent", tmp_path) as program:
+        program.line("cannot connect", "stderr")
+        program.process.stderr.close()
+        del program.lines["stderr"]
+        assert program.end() == (1, "", "")
