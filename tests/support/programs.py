@@ -4,6 +4,7 @@ from __future__ import annotations
 import os
 import re
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -41,6 +42,11 @@ class Lines:
         return line.decode()
 
 
+def hear_ctrl_c() -> None:
+    """A shell has what it starts in the background ignore SIGINT, and pytest may be that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Program:
     """A process whose output is read line by line. At the end of the block it is killed, if it has not ended."""
 
@@ -51,7 +57,7 @@ class Program:
 
     def __enter__(self) -> Program:
         self.process = subprocess.Popen(self.command, env=self.environment, stdin=subprocess.DEVNULL, **{
-            "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **self.options})
+            "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "preexec_fn": hear_ctrl_c, **self.options})
         self.lines = {name: Lines(pipe.fileno()) for name in ("stdout", "stderr")
                       if (pipe := getattr(self.process, name)) is not None}
         return self
