@@ -18,7 +18,6 @@ from epollkit._buffered cimport (
 from epollkit._output cimport output_drop_sent, output_free, output_is_empty, output_peek
 from epollkit._rate cimport RateLimit
 from epollkit._slots cimport SLOT_PEER_CLOSED, SLOT_READY, slot_unlink
-from epollkit._sys cimport EK_ASSERT
 from epollkit._tls cimport Tls
 
 from epollkit.errors import PeerError, UsageError

@@ -125,7 +125,7 @@ class Pool:
                  max_idle: int | None = None, ssl: tls.SSLContext | bool | None = None,
                  server_hostname: str | None = None, ssl_handshake_timeout: float = 10.0,
                  bind: str | tuple[str, int] | None = None) -> None:
-        loop.check_usable()
+        loop._check_usable()
         if not callable(factory):
             raise UsageError(f"a factory is called without arguments; {factory!r} can't be called")
         self._loop = loop
@@ -195,7 +195,7 @@ class Pool:
         """Give a connection back. It is kept if it is clean: nothing unread, nothing unsent, both directions open;
         otherwise it is closed. What was set on it, or is to be called for it, is gone. Everything that is then called
         on it raises UsageError. On a stream that is closed, or is closing, it does nothing."""
-        self._loop.check_usable()
+        self._loop._check_usable()
         member = self._members.get(id(stream))
         if member is None or member.state in ("closing", "closed"):
             if not isinstance(stream, Connection) or not stream.is_closing:
@@ -213,7 +213,7 @@ class Pool:
         closed when they are given back, or end by themselves. Closing twice does nothing."""
         if self.closed:
             return
-        self._loop.check_usable()
+        self._loop._check_usable()
         self.closed = True
         for request in list(self._requests):
             self._fail(request, UsageError("this pool was closed"))
@@ -231,7 +231,7 @@ class Pool:
         return f"<Pool{' closed' if self.closed else ''} {self._open} of {self._max_open} open>"
 
     def _check_open(self) -> None:
-        self._loop.check_usable()
+        self._loop._check_usable()
         if self.closed:
             raise UsageError("this pool is closed")
 
@@ -332,7 +332,7 @@ class Pool:
             self._loop._report(failure, request._receive)
 
     def _cancel(self, request: PoolRequest) -> None:
-        self._loop.check_usable()
+        self._loop._check_usable()
         if request in self._requests:
             member, request._member = request._member, None
             self._decide(request, "cancelled")
