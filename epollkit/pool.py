@@ -150,8 +150,9 @@ class Pool:
             raise UsageError(f"ssl is an ssl.SSLContext, or True for the default one, not {ssl!r}")
         if server_hostname is not None and not ssl:
             raise UsageError("server_hostname goes with ssl only")
-        self._options = {"timeout": connect_timeout, "bind": bind, "ssl": ssl or None,
-                         "server_hostname": server_hostname, "ssl_handshake_timeout": ssl_handshake_timeout}
+        self._options: dict[str, Any] = {
+            "timeout": connect_timeout, "bind": bind, "ssl": ssl or None, "server_hostname": server_hostname,
+            "ssl_handshake_timeout": ssl_handshake_timeout}
         self.closed = False
         self._destinations: dict[Any, _Destination] = {}
         self._members: dict[int, _Member] = {}                          # by the id of the stream, which is alive
