@@ -126,13 +126,16 @@ cdef class Buffered(_core.Endpoint):
             self.usable()
             self.close_softly(STREAM_MAY_LINGER)
 
-    def abort(self):
-        """Close at once with a reset (RST); what is queued is lost. On a closed stream nothing happens."""
+    def abort(self, error=None):
+        """Close at once with a reset (RST); what is queued is lost. On a closed stream nothing happens. error: an
+        exception that on_close is to be told, where a protocol has found out what is wrong."""
         cdef Loop loop
+        if error is not None and not isinstance(error, BaseException):
+            raise UsageError(f"abort() is told why by an exception, not by {error!r}")
         if self.slot != NULL:
             loop = self.usable()
             _sys.ek_reset_on_close(self.slot.fd)
-            loop.release(self.slot, None)
+            loop.release(self.slot, error)
 
     def call_soon(self, function, *arguments):
         """As `Loop.call_soon`, but it dies with this stream."""

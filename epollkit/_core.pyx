@@ -459,9 +459,11 @@ cdef class Loop:
 
     def stop(self):
         """Leave `run()` at the end of this turn; called before it, `run()` makes no turn. From another thread:
-        `call_soon_threadsafe(loop.stop)`."""
-        self.check_usable()
-        self.stopping = True
+        `call_soon_threadsafe(loop.stop)`. On a closed loop nothing happens: on_close calls it, too, and may be called
+        by `close()`."""
+        if not self.closed or self.inherited:
+            self.check_usable()
+            self.stopping = True
 
     cdef int enter(self) except -1:
         self.check_usable()

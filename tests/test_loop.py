@@ -255,6 +255,13 @@ class TestRunAndStop:
         loop.call_soon(loop.stop)
         loop.run()
 
+    def test_stop_from_an_on_close_that_close_calls(self, stage, log):
+        with epollkit.Loop() as closing:
+            stage.stream(closing, Spy(log, "stream", on_close=lambda stream: closing.stop()))
+            closing.close()
+            closing.stop()
+        assert log[-1] == ("stream", "on_close", None)
+
     def test_stop_before_run(self, loop, log):
         """run() makes no turn; the next run() does."""
         loop.stop()
@@ -461,7 +468,7 @@ class TestCloseAndAfter:
         loop = epollkit.Loop()
         loop.close()
         loop.close()
-        for call in (lambda: loop.turn(0), loop.run, loop.stop, loop.fileno, lambda: loop.call_soon(print),
+        for call in (lambda: loop.turn(0), loop.run, loop.fileno, lambda: loop.call_soon(print),
                      lambda: loop.call_later(1, print), lambda: loop.listen(LOCAL, print),
                      lambda: loop.register(0, IN, print), lambda: loop.set_exception_handler(None),
                      lambda: loop.add_signal_handler(signal.SIGUSR1, print),

@@ -786,6 +786,18 @@ def test_abort_resets_and_drops_the_queue(bench):
     assert stream.upcalls == [("open",), ("close", None)]
 
 
+def test_abort_with_a_reason_tells_on_close(bench):
+    stream, client = open_pair(bench)
+    reason = ValueError("no such protocol")
+    with pytest.raises(epollkit.UsageError, match="by an exception, not by 'because'"):
+        stream.abort("because")
+    stream.abort(reason)
+    assert isinstance(client.broke(), ConnectionResetError)
+    bench.quiet()
+    assert stream.upcalls == [("open",), ("close", reason)]
+    stream.abort(reason)
+
+
 def test_abort_of_a_closing_stream(bench):
     stream, client = open_pair(bench, receive_buffer=4096)
     stream.write(MEGABYTE * 4)
