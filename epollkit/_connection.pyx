@@ -370,8 +370,8 @@ cdef class Connection(Buffered):
                 raise
         if self.slot == NULL:
             return 0
-        if count < 0:
-            return self.ended(0)
+        if count < 0:                               # an end, unless it is known that the peer is gone
+            return self.ended(0) if self.error == 0 else self.broken(_sys.EPOLLERR)
         if self.state & STREAM_RESTS:           # it was given back: nobody may be told what is behind that
             return self.end_rest("spoke", PeerError(SPOKE_AT_REST)) if length > 0 or tls.has_begun() else 0
         if count > 0 and not self.state & (STREAM_CLOSING | STREAM_ENDED):

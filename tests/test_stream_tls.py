@@ -960,6 +960,20 @@ def test_reset_while_ciphertext_waits(bench, contexts, side, what):
     assert isinstance(stream.close_error, ConnectionResetError)
 
 
+def test_an_end_behind_a_write_that_failed_is_none(bench, contexts, version, side):
+    """The peer has said all that it had to say, and is gone before it has read all that this side had to."""
+    stream, peer = secure_pair(bench, contexts, side)
+    peer.write(b"data")
+    peer.end()
+    peer.push()
+    peer.reset()
+    wait_for(stream.fileno(), select.POLLHUP)
+    stream.write(b"answer")
+    bench.turn_until(lambda: stream.closed)
+    assert stream.names == ["open", "data", "error", "close"]
+    assert isinstance(stream.close_error, ConnectionError)
+
+
 # -- what TLS says by itself -------------------------------------------------------------------------------------------
 
 
