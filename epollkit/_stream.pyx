@@ -102,6 +102,7 @@ cdef class Stream(Connection):
 
     def writelines(self, pieces):
         """`write` for each of them; from outside an upcall, too, they leave together."""
+        self.check_writable()                   # also if there are none
         for data in pieces:
             Stream.write(self, data)
         return self.slot != NULL and self.has_room()
