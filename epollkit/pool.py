@@ -351,8 +351,8 @@ class Pool:
 
     def _fill(self) -> None:
         """Connect for those who wait, as long as there are places."""
-        while self._queue and not self.closed and self._make_place():
-            if self._queue:
+        while self._queue and self._make_place():
+            if self._queue:             # else what that has run changed it
                 self._connect(next(iter(self._queue)))
 
     def _make_place(self) -> bool:

@@ -7,6 +7,7 @@ import gc
 import random
 import socket
 import ssl
+import weakref
 
 import pytest
 from batches import finish, reset, send, settle, turn_until, wait_ready
@@ -18,7 +19,7 @@ from epollkit.pool import OVERTAKING_LIMIT
 
 DEBUG = epollkit.build_info()["build"] == "debug"
 if DEBUG:
-    from epollkit._operations import fake_clock
+    from epollkit._operations import fake_clock, replaced
 
 
 @pytest.fixture
@@ -52,6 +53,12 @@ def deaf(stage):
     client.connect(listening.getsockname())
     wait_ready(listening)
     return listening.getsockname()
+
+
+@pytest.fixture
+def slow(stage):
+    """A server with room for one connection in its backlog: who comes behind that is not answered."""
+    return Server(stage, backlog=0)
 
 
 # -- who gets what -----------------------------------------------------------------------------------------------------
@@ -273,6 +280,20 @@ class TestLimits:
             assert kit.loop.stats().timers == 0
 
     @pytest.mark.debug_build
+    def test_who_has_got_a_place_waits_no_longer_for_one(self, make_pool, deaf):
+        with fake_clock() as clock:
+            kit = make_pool(max_open=1, wait_timeout=1.0)
+            stream = kit.get()
+            asked = kit.ask(deaf)
+            stream.abort()
+            kit.settle()
+            assert asked.state == "connecting"
+            clock.advance(2)
+            kit.settle()
+            assert asked.state == "connecting"
+            assert kit.loop.stats().timers == 0
+
+    @pytest.mark.debug_build
     def test_who_waits_for_ever(self, make_pool):
         with fake_clock() as clock:
             kit = make_pool(max_open=1, wait_timeout=None)
@@ -346,6 +367,30 @@ class TestNobodyStarves:
         assert [one for one in kit.order if one in busy] == busy[:served + 1]
         assert kit.stats.connects == 3
 
+    def test_who_has_waited_so_long_gets_the_place_of_what_a_request_leaves(self, make_pool, stage):
+        kit, other = make_pool(max_open=1), Server(stage)
+        stream = kit.get()
+        first = kit.ask()
+        patient, late = kit.ask(other.address), kit.ask()
+        patient.request._overtaken = OVERTAKING_LIMIT
+        kit.release(stream)
+        assert first.state == "due"
+        first.request.cancel()
+        assert (patient.state, late.state) == ("connecting", "waiting")
+        late.request.cancel()
+
+    def test_who_is_served_by_another_connection_than_was_made_for_it_overtakes_nobody(self, make_pool, stage, slow):
+        kit, other = make_pool(max_open=2), Server(stage)
+        stream = kit.get(slow.address)
+        first, late = kit.ask(slow.address), kit.ask(other.address)
+        assert (first.state, late.state) == ("connecting", "waiting")
+        kit.release(stream)
+        assert first.state == "due"
+        assert late.request._overtaken == 0
+        kit.settle()
+        assert first.stream is stream
+        late.request.cancel()
+
     def test_an_earlier_request_does_not_count_as_overtaking(self, make_pool, stage):
         kit, other = make_pool(max_open=1), Server(stage)
         stream = kit.get()
@@ -382,16 +427,18 @@ class TestFailing:
         assert all(isinstance(one.error, ConnectError) for one in asked)
         assert kit.stats.connect_errors == 10
 
-    def test_a_failed_connect_is_nobodys_if_there_are_enough_others(self, make_pool):
+    def test_a_failed_connect_is_nobodys_if_there_are_enough_others(self, make_pool, slow):
         kit = make_pool()
-        stream = kit.get()
-        asked = [kit.ask() for _ in range(2)]
+        stream = kit.get(slow.address)
+        slow.accept()
+        asked = [kit.ask(slow.address) for _ in range(2)]
         kit.release(stream)                     # for the first; now there are two connects for one who waits
         kit.made[1].on_open = kit.made[1].abort
-        turn_until(kit.loop, lambda: all(one.received for one in asked))
+        turn_until(kit.loop, lambda: kit.stats.connect_errors)
         kit.settle()
-        assert (asked[0].stream, asked[1].stream) == (stream, kit.made[2])
-        assert kit.stats.connect_errors == 1
+        assert asked[0].stream is stream
+        assert asked[1].state == "connecting"   # for the second connect
+        asked[1].request.cancel()
 
     def test_a_failed_connect_makes_room(self, make_pool, dead):
         kit = make_pool(max_open=1)
@@ -898,6 +945,57 @@ class TestTls:
         turn_until(kit.loop, lambda: asked.received)
         assert isinstance(asked.error, ssl.SSLCertVerificationError)
         assert kit.stats[:4] == (0, 0, 0, 0)
+
+    def test_a_connect_that_is_refused_behind_the_factory_keeps_nothing(self, secure, stage, certificates):
+        kit = PoolKit(secure.loop, stage, ssl=certificates.client_context(), server_hostname="a\0b")
+        asked = kit.ask(secure.address)
+        kit.settle()
+        assert isinstance(asked.error, TypeError)
+        kept = [weakref.ref(kit.made.pop())]
+        asked.received.clear()
+        gc.collect()
+        assert kept[0]() is None
+
+    @pytest.mark.debug_build
+    def test_one_that_can_not_leave_at_once_makes_room_all_the_same(self, loop, stage, certificates):
+        """Its close_notify waits for the socket; nobody else is closed in its stead."""
+        listener = stage.listen(loop, Echo, ssl=certificates.server_context())
+        kit = PoolKit(loop, stage, ssl=certificates.client_context(), server_hostname="localhost", max_open=2)
+        streams = [kit.get(listener.address) for _ in range(2)]
+        for stream in streams:
+            kit.release(stream)
+        kit.settle()
+        with replaced(send=lambda *arguments: -errno.EAGAIN):
+            asked = kit.ask()
+            kit.pool._fill()
+            assert [kit.state(stream) for stream in streams] == ["closing", "idle"]
+            assert asked.state == "waiting"
+        streams[0].abort()
+        turn_until(loop, lambda: asked.state == "connecting")
+        asked.request.cancel()
+
+    @pytest.mark.debug_build
+    def test_one_that_expires_just_then_and_can_not_leave_at_once(self, loop, stage, certificates, reported):
+        """Whoever was to get it waits for its place."""
+        listener = stage.listen(loop, Echo, ssl=certificates.server_context())
+        with fake_clock() as clock:
+            kit = PoolKit(loop, stage, ssl=certificates.client_context(), server_hostname="localhost", max_open=1)
+            stream = kit.get(listener.address)
+            kit.settle()
+            kit.release(stream)
+            clock.advance(61)
+            asked = []
+            loop.call_soon(lambda: asked.append(kit.ask(listener.address)))
+            with replaced(send=lambda *arguments: -errno.EAGAIN):
+                loop.turn(0)
+                kit.check()
+                assert asked[0].state == "waiting"
+                loop.turn(0)
+                assert kit.state(stream) == "closing"
+            stream.abort()
+            turn_until(loop, lambda: asked[0].received)
+            assert asked[0].stream is not stream
+            assert reported == []
 
     def test_a_handshake_that_does_not_end(self, loop, stage, certificates):
         kit = PoolKit(loop, stage, ssl=certificates.client_context(), ssl_handshake_timeout=0.01)

@@ -32,10 +32,11 @@ class Upstream(Stream):
 class Server:
     """A listening socket. It answers nothing by itself. kind: "tcp" or "unix"."""
 
-    def __init__(self, stage: Stage, kind: str = "tcp") -> None:
+    def __init__(self, stage: Stage, kind: str = "tcp", backlog: int = 1024) -> None:
         self.stage = stage
         if kind == "tcp":
             self.socket = stage.listening()
+            self.socket.listen(backlog)
             self.address: Any = self.socket.getsockname()
         else:
             self.socket = stage.own(socket.socket(socket.AF_UNIX))
