@@ -523,6 +523,7 @@ cdef class Buffered(_core.Endpoint):
         """
         cdef Loop loop = <Loop>self.loop_link
         self.drop_output()
+        _sys.ek_reset_on_close(self.slot.fd)    # if the peer is there after all: it must not take this for the end
         if self.error == 0:
             self.error = <uint16_t>code
         if self.state & STREAM_CLOSING or self.state & STREAM_ENDED and self.state & STREAM_CORKED:

@@ -124,6 +124,10 @@ cdef class Stream(Connection):
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise UsageError(f"sendfile() sends regular files; fd {fd} is something else")
+        try:
+            os.pread(fd, 0, 0)
+        except OSError:
+            raise UsageError(f"sendfile() reads, and fd {fd} is not open for reading") from None
         offset = checked_number("offset", offset, 0, status.st_size)
         count = status.st_size - offset if count is None else checked_number("count", count, 0, status.st_size - offset)
         self.check_writable()
