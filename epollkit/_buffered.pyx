@@ -326,8 +326,9 @@ cdef class Buffered(_core.Endpoint):
     cdef int uncork(self, Loop loop) except -1:
         """The upcall is over: what it wrote leaves now, in one send. Corked until then: only so is it known whose the
         scratch buffer's bytes are."""
-        if self.slot != NULL and (loop.scratch_used or self.output != NULL or self.state & STREAM_SECURE):
-            self.flush()                        # SECURE: TLS may have to answer
+        if self.slot != NULL and (loop.scratch_used or (self.output != NULL or self.state & STREAM_SECURE)
+                                  and not self.slot.pending & _sys.EPOLLOUT):
+            self.flush()                        # SECURE: TLS may have to answer. Pending: its budget for now is spent
         self.state &= ~<uint32_t>STREAM_CORKED
         if self.slot == NULL:
             loop.scratch_used = 0

@@ -63,7 +63,8 @@ def test_pieces_leave_together(bench, address, pieces, sends):
 @pytest.mark.debug_build
 def test_pieces_of_one_upcall_leave_in_one_call(bench, address):
     """Small ones are gathered; with a large one among them they are referenced."""
-    small, mixed = [b"%03d" % number for number in range(500)], [b"head", b"x" * 20_000, b"middle", b"y" * 20_000, b"end"]
+    small = [b"%03d" % number for number in range(500)]
+    mixed = [b"head", b"x" * 20_000, b"middle", b"y" * 20_000, b"end"]
 
     def answer(stream):
         stream.writelines(small if stream.data == b"s" else mixed)
@@ -406,9 +407,8 @@ def test_a_descriptor_that_can_not_be_copied(bench, file):
     """EMFILE is the caller's to hear; the stream goes on."""
     body = file(b"body")
     stream, client = open_pair(bench, Factory(Witness))
-    with replaced(duplicate=lambda _fd: -errno.EMFILE), pytest.raises(OSError, match="sendfile: Too many open") as caught:
+    with replaced(duplicate=lambda _fd: -errno.EMFILE), pytest.raises(OSError, match="sendfile: Too many open"):
         stream.sendfile(body)
-    assert caught.value.errno == errno.EMFILE
     stream.sendfile(body)
     assert client.take(4) == b"body"
 
