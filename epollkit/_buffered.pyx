@@ -154,7 +154,7 @@ cdef class Buffered(_core.Endpoint):
     def peer_closed(self):
         """Whether the peer has shut down its side, or is gone, or this end is closed. Known before all that it sent has
         been read, and while reading is paused."""
-        return self.slot == NULL or self.state & STREAM_ENDED or self.slot.flags & SLOT_PEER_CLOSED != 0
+        return self.slot == NULL or (self.state & STREAM_ENDED) != 0 or (self.slot.flags & SLOT_PEER_CLOSED) != 0
 
     @property
     def peer_address(self):

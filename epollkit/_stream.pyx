@@ -260,7 +260,7 @@ cdef class Stream(Connection):
     def read_until(self, separator, limit=65536):
         """From now on on_data gets frames that end with this separator, which is part of them. One that is longer than
         `limit` bytes ends the connection (PeerError)."""
-        end = bytes(separator)
+        end = bytes(memoryview(separator))
         limit = checked_number("limit", limit, 1, LARGEST_FRAME_BYTES)
         if not 1 <= len(end) <= limit:
             raise UsageError(f"a separator has 1 to {limit} bytes, what limit says, not {len(end)}")

@@ -124,7 +124,7 @@ class Loop(ConnectingLoop):
         except (ValueError, OSError) as error:
             raise UsageError(f"can't adopt {connected!r}: {error}") from None
         stream = adopt(self, connected if isinstance(connected, int) else connected.fileno(), is_tcp, factory,
-                       bytes(data))
+                       bytes(memoryview(data)))
         if not isinstance(connected, int):
             connected.detach()
         return stream

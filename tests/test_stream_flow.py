@@ -110,7 +110,7 @@ def test_a_reader_paused_at_its_high_watermark_notices_that_the_peer_has_ended(b
     sent += client.offer(MEGABYTE[sent:sent + 1000])
     client.end()
     bench.quiet()
-    assert stream.peer_closed
+    assert stream.peer_closed is True
     before = bench.loop.stats()
     assert "eof" not in stream.heard()
     for _ in range(100):
@@ -133,7 +133,7 @@ def test_a_paused_reader_notices_a_reset(bench):
     wait_for(stream.fileno(), select.POLLERR)
     bench.quiet()
     assert stream.heard() == ["open"]
-    assert stream.peer_closed
+    assert stream.peer_closed is True
     for _ in range(100):
         assert bench.loop.turn(0) == 0
     stream.resume_reading()
@@ -182,7 +182,7 @@ def test_a_unix_peer_that_leaves_while_this_side_is_paused_is_gone_for_good(benc
     client.close()
     bench.quiet()
     assert stream.heard() == ["open"]
-    assert stream.peer_closed
+    assert stream.peer_closed is True
     stream.resume_reading()
     bench.quiet()
     assert stream.names == ["data", "eof", "close"]
