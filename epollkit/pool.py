@@ -183,7 +183,6 @@ class Pool:
         destination = self._destinations.setdefault(target, _Destination(target))
         self._asked += 1
         request = PoolRequest(self, destination, receive, self._asked)
-        self._requests[request] = None
         if destination.idle:
             self._counts["hits"] += 1
             self._reserve(next(reversed(destination.idle)), request)
@@ -241,6 +240,7 @@ class Pool:
     def _place(self, request: PoolRequest, first: bool = False) -> None:
         """It needs a connection that there is not: it waits for a place, behind or before all others."""
         request.state = "waiting"
+        self._requests[request] = None
         for queue in (self._queue, request._destination.queue):
             queue[request] = None
             queue.move_to_end(request, last=not first)
@@ -286,6 +286,7 @@ class Pool:
     def _reserve(self, member: _Member, request: PoolRequest) -> None:
         """From the next turn on it is that one's, if it is still fit for it."""
         timer = self._loop.call_soon(self._hand_out, request)       # first: it may refuse
+        self._requests[request] = None
         self._unlist(request)
         self._unlist_idle(member)
         request._timer, request._member, request.state = timer, member, "due"
@@ -306,7 +307,6 @@ class Pool:
     def _ask_again(self, request: PoolRequest) -> None:
         """What was to be its connection has ended."""
         request._member = None
-        self._requests[request] = None
         if request._destination.idle:
             self._reserve(next(reversed(request._destination.idle)), request)
         else:

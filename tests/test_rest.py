@@ -7,6 +7,7 @@ import gc
 import select
 import socket
 import ssl
+import weakref
 
 import pytest
 from batches import reset, settle, wait_ready
@@ -381,6 +382,23 @@ def test_a_connection_is_kept_from_before_it_is_opened(make_kit):
     unused.close()
     settle(kit.loop)
     assert told == []
+
+
+def test_a_closed_connection_is_kept_by_nobody(kit):
+    """Its name is free for another then, who must not be taken for it."""
+    class Keeper:
+        def __call__(self, what, reason):
+            pass
+
+    keeper = Keeper()
+    kit.open(keeper)
+    kept = weakref.ref(keeper)
+    del keeper
+    assert kit.stream._park(HOUR_NS)
+    kit.stream._leave()
+    settle(kit.loop)
+    gc.collect()
+    assert kept() is None
 
 
 def test_a_loop_that_is_dropped_with_connections_at_rest(stage):
