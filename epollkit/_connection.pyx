@@ -18,7 +18,7 @@ from epollkit._buffered cimport (
 from epollkit._output cimport output_drop_sent, output_free, output_is_empty, output_peek
 from epollkit._rate cimport RateLimit
 from epollkit._slots cimport SLOT_PEER_CLOSED, SLOT_READY, slot_unlink
-from epollkit._tls cimport Tls
+from epollkit._tls cimport RECORD_BYTES, Tls
 
 from epollkit.errors import PeerError, UsageError
 
@@ -512,18 +512,17 @@ cdef class Connection(Buffered):
         return ENDED
 
     cdef int take_tickets(self) except -1:
-        """`disturbance`, but for what TLS says to itself: session tickets, new keys."""
-        cdef Loop loop = <Loop>self.loop_link
+        """`disturbance`, but for what TLS says to itself: session tickets, new keys. Called from another one's upcall,
+        too: then what is in the loop's buffers is that one's."""
         cdef Tls tls = <Tls>self.extras.tls
         cdef char data[TICKET_BYTES]
         cdef Py_ssize_t count, taken
         cdef int found = self.disturbance()
-        if found == SPOKE and loop.plain is None:
-            loop.plain = PyByteArray_FromStringAndSize(NULL, READ_ROOM_BYTES)
+        plain = PyByteArray_FromStringAndSize(NULL, RECORD_BYTES) if found == SPOKE else None
         while found == SPOKE and self.slot != NULL:
             count = _sys.ek_recv(self.slot.fd, data, TICKET_BYTES)
             if count > 0:
-                count = tls.open_into(loop.plain, data, count, &taken)
+                count = tls.open_into(plain, data, count, &taken)
                 if count < 0:                   # close_notify
                     return ENDED
                 if count == 0 and self.slot != NULL:

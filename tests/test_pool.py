@@ -906,6 +906,14 @@ class Echo(Upstream):
         self.write(data)
 
 
+class Framed(Upstream):
+    def on_data(self, data):
+        Upstream.on_data(self, data)
+        then, self.then = getattr(self, "then", None), None
+        if then is not None:
+            then()
+
+
 class TestTls:
     @pytest.fixture
     def secure(self, loop, stage, certificates):
@@ -925,6 +933,23 @@ class TestTls:
             secure.release(stream)
             assert secure.get(secure.address) is stream
         assert secure.stats.connects == 1
+
+    def test_what_one_at_rest_has_to_say_is_not_delivered_to_another(self, secure, certificates):
+        """The other one is in the middle of a record with several frames, when it gives this one back."""
+        kit = PoolKit(secure.loop, secure.stage, Framed, ssl=certificates.client_context(), server_hostname="localhost")
+        reader = kit.get(secure.address)
+        talked = kit.get(secure.address)
+        turn_until(kit.loop, lambda: [served.upcalls for served in secure.served] == [[("open", None)]] * 2)
+        kit.settle()
+        talked.pause_reading()
+        secure.served[1].write(b"not for you")
+        reader.then = lambda: kit.release(talked)
+        reader.read_exactly(4)
+        reader.write(b"one two six ")
+        turn_until(kit.loop, lambda: len(reader.upcalls) == 4)
+        assert [data for _, data in reader.upcalls[1:]] == [b"one ", b"two ", b"six "]
+        kit.settle()
+        assert [name for name, _ in talked.upcalls] == ["open", "close"]
 
     def test_it_leaves_with_a_close_notify(self, secure):
         """Evicted for another address, or idle for too long: the server sees an end, not one that was cut off."""
