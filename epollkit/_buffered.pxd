@@ -45,6 +45,7 @@ cdef enum StreamState:
 cdef enum:
     STREAM_EARLY = STREAM_UNOPENED | STREAM_SHAKING | STREAM_RESTS          # an event is not yet for the protocol
     STREAM_READS_NOT = STREAM_PAUSED | STREAM_CLOSING | STREAM_ENDED | STREAM_IN_WAITS
+    STREAM_DELIVERS_NOT = STREAM_PAUSED | STREAM_CLOSING | STREAM_ENDED | STREAM_RESTS
     STREAM_FILTERED = STREAM_SECURE | STREAM_RATED
     STREAM_AFTER_SENT = STREAM_CLOSING | STREAM_SHUT_DUE | STREAM_TELLS_ROOM        # something waits for all to be sent
     STREAM_OF_USER = STREAM_PAUSED | STREAM_RATED | STREAM_IN_WAITS | STREAM_TELLS_ROOM     # gone when it rests
@@ -135,6 +136,9 @@ cdef class Buffered(_core.Endpoint):
     cdef Py_ssize_t write_room(self, Py_ssize_t wanted) except -1   # as read_room
     cdef int wrote(self, Py_ssize_t count) except -1                # as received
     cdef int64_t unsent(self) noexcept
+
+
+cdef object broken_by(int code)         # that errno as an OSError
 
 
 cdef inline bint has_unsent(Buffered connection) noexcept:

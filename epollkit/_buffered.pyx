@@ -69,7 +69,7 @@ cdef bint rests(Buffered connection, uint32_t events) noexcept:
     return last <= 0 or (last < READ_ROOM_BYTES and connection.slot.flags & SLOT_TCP and not events & MORE_THAN_A_READ)
 
 
-cdef object os_error(int code):
+cdef object broken_by(int code):
     return OSError(code, strerror(code).decode())
 
 
@@ -294,7 +294,7 @@ cdef class Buffered(_core.Endpoint):
     cdef int on_closed(self, object reason) except -1:
         self.let_go()
         if reason is None and self.error:       # it broke, and then its own handler closed it
-            reason = os_error(self.error)
+            reason = broken_by(self.error)
         if not self.state & STREAM_KEPT:
             return self.take_closed(reason)
         try:
@@ -333,7 +333,7 @@ cdef class Buffered(_core.Endpoint):
         if self.slot == NULL:
             loop.scratch_used = 0
             return 0
-        if self.state & STREAM_AFTER_SENT and self.slot != NULL and not has_unsent(self):
+        if self.state & STREAM_AFTER_SENT and not has_unsent(self):
             return self.all_sent()
         return 0
 
@@ -608,11 +608,10 @@ cdef class Buffered(_core.Endpoint):
     cdef int broken(self, uint32_t events) except -1:
         """ERR or HUP, and everything that was buffered has been delivered: the one place that reads SO_ERROR."""
         if self.error == 0 and events & _sys.EPOLLERR:
-            EK_ASSERT(self.error == 0)
             self.error = <uint16_t>_sys.ek_take_error(self.slot.fd)
         if self.error == 0 and has_unsent(self):
             self.error = errno.EPIPE            # what a send would say
-        return self.break_with(os_error(self.error) if self.error else None)
+        return self.break_with(broken_by(self.error) if self.error else None)
 
     cdef int break_with(self, object error) except -1:
         if error is not None and not self.state & STREAM_CLOSING and self.slot != NULL:

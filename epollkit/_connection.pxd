@@ -2,7 +2,7 @@
 
 For protocols in Cython. Python's face of it is `_stream`.
 """
-from cpython.object cimport PyObject, visitproc
+from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint32_t
 
 from epollkit._buffered cimport Buffered, Loop

@@ -6,14 +6,13 @@ from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
 from libc cimport errno
 from libc.stdint cimport int64_t, uint16_t, uint32_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport strerror
 
 cimport epollkit._sys as _sys
 from epollkit._buffered cimport (
-    READ_BUDGET_BYTES, READ_ROOM_BYTES, SCRATCH_BYTES, STREAM_BLOCKED, STREAM_CLOSING, STREAM_CORKED, STREAM_EARLY,
-    STREAM_ENDED, STREAM_HOLDS, STREAM_IN_WAITS, STREAM_KEPT, STREAM_MAY_REST, STREAM_OF_USER, STREAM_OUT_WAITS,
-    STREAM_PAUSED, STREAM_RATED, STREAM_RESTS, STREAM_SEALED, STREAM_SECURE, STREAM_SHAKING, STREAM_UNOPENED,
-    WRITE_BUDGET_BYTES, Buffered, Loop, has_unsent,
+    READ_BUDGET_BYTES, READ_ROOM_BYTES, SCRATCH_BYTES, STREAM_BLOCKED, STREAM_CLOSING, STREAM_CORKED,
+    STREAM_DELIVERS_NOT, STREAM_EARLY, STREAM_ENDED, STREAM_HOLDS, STREAM_IN_WAITS, STREAM_KEPT, STREAM_MAY_REST,
+    STREAM_OF_USER, STREAM_OUT_WAITS, STREAM_RATED, STREAM_RESTS, STREAM_SEALED, STREAM_SECURE, STREAM_SHAKING,
+    STREAM_UNOPENED, WRITE_BUDGET_BYTES, Buffered, Loop, broken_by, has_unsent,
 )
 from epollkit._output cimport output_drop_sent, output_free, output_is_empty, output_peek
 from epollkit._rate cimport RateLimit
@@ -27,14 +26,9 @@ cdef enum:
     SPOKE = 1
     ENDED = 2
     TICKET_BYTES = 4096
-    DELIVERS_NOT = STREAM_PAUSED | STREAM_CLOSING | STREAM_ENDED | STREAM_RESTS
 
 
 cdef str SPOKE_AT_REST = "the peer spoke while its connection was in a pool, and nobody had asked it anything"
-
-
-cdef object os_error(int code):
-    return OSError(code, strerror(code).decode())
 
 
 cdef class Connection(Buffered):
@@ -276,7 +270,7 @@ cdef class Connection(Buffered):
         while not self.state & STREAM_SHAKING and self.output != NULL and size < SCRATCH_BYTES:
             count = output_peek(self.output, loop.scratch, SCRATCH_BYTES, &data)
             if count <= 0:
-                self.end_with(os_error(<int>-count)) if count else self.file_ended()
+                self.end_with(broken_by(<int>-count)) if count else self.file_ended()
                 return False
             count = tls.seal(data, count)
             if self.slot == NULL or self.output == NULL:
@@ -321,7 +315,7 @@ cdef class Connection(Buffered):
             if count < 0 and self.error == 0:
                 self.error = <uint16_t>-count
             if self.error:
-                return self.shaken(os_error(self.error), NULL, 0)
+                return self.shaken(broken_by(self.error), NULL, 0)
             if count == 0:
                 tls.feed_end()
         return 0
@@ -350,7 +344,7 @@ cdef class Connection(Buffered):
         cdef Py_ssize_t taken = 0
         if loop.plain is None:
             loop.plain = PyByteArray_FromStringAndSize(NULL, READ_ROOM_BYTES)
-        while count > 0 and self.slot != NULL and not self.state & DELIVERS_NOT:
+        while count > 0 and self.slot != NULL and not self.state & STREAM_DELIVERS_NOT:
             try:
                 count = tls.open_into(loop.plain, data, length, &taken)
             except OSError as error:

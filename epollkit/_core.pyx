@@ -139,7 +139,7 @@ cdef class Wakeup(Endpoint):
 # ---------------------------------------------------------------------------------------------------------------------
 @cython.no_gc_clear      # __dealloc__ needs its attributes; __del__ has emptied what cycles run through
 cdef class Loop:
-    """The bare loop: registrations, deadlines, turns. Its contract stands on `epollkit.Loop`, in `_stream.pyx`."""
+    """The bare loop: registrations, deadlines, turns. Its contract stands on `epollkit.Loop`, in `_buffered.pyx`."""
 
     def __cinit__(self, *arguments, **options):
         self.epoll_fd = self.wake_fd = -1

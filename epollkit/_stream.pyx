@@ -9,9 +9,9 @@ from libc.string cimport memcpy, memmove, strerror
 
 cimport epollkit._sys as _sys
 from epollkit._buffered cimport (
-    STREAM_CLOSING, STREAM_CORKED, STREAM_DRAINING, STREAM_EARLY, STREAM_ENDED, STREAM_HOLDS, STREAM_IN_WAITS,
-    STREAM_OUT_WAITS, STREAM_PAUSED, STREAM_RATED, STREAM_RESTS, STREAM_SECURE, STREAM_SHUT, STREAM_TELLS_ROOM,
-    STREAM_UNOPENED, Loop, has_unsent,
+    STREAM_CLOSING, STREAM_CORKED, STREAM_DELIVERS_NOT, STREAM_DRAINING, STREAM_EARLY, STREAM_ENDED, STREAM_HOLDS,
+    STREAM_IN_WAITS, STREAM_OUT_WAITS, STREAM_PAUSED, STREAM_RATED, STREAM_RESTS, STREAM_SECURE, STREAM_SHUT,
+    STREAM_TELLS_ROOM, STREAM_UNOPENED, Loop, has_unsent,
 )
 from epollkit._bytes cimport SPARE_LEAST_BYTES, SPARE_MOST_BYTES, spare_give, spare_take
 from epollkit._connection cimport Connection, Extras
@@ -30,7 +30,6 @@ cdef extern from "<string.h>" nogil:
     void *memmem(const void *haystack, size_t length, const void *needle, size_t needle_length) noexcept
 
 cdef int64_t WRITE_TIMEOUT_NS = 30000000000     # of a peer that takes nothing of what is queued
-cdef uint32_t DELIVERS_NOT = STREAM_PAUSED | STREAM_CLOSING | STREAM_ENDED | STREAM_RESTS
 
 
 cdef class Stream(Connection):
@@ -284,7 +283,7 @@ cdef class Stream(Connection):
         options.searched = 0
         if options.window != options.window_end and not options.delivering:     # it may hold a frame of the new kind
             self.state |= STREAM_HOLDS
-            if not self.state & DELIVERS_NOT:
+            if not self.state & STREAM_DELIVERS_NOT:
                 Connection.read_on(self)
         return 0
 
@@ -322,7 +321,7 @@ cdef class Stream(Connection):
         cdef Py_ssize_t size
         options.delivering = True
         try:
-            while self.slot != NULL and not self.state & DELIVERS_NOT and options.window < options.window_end:
+            while self.slot != NULL and not self.state & STREAM_DELIVERS_NOT and options.window < options.window_end:
                 size = frame_size(options)
                 if size == 0:
                     break
@@ -391,7 +390,7 @@ cdef class Stream(Connection):
             self.deliver()
             if self.slot == NULL:
                 return 0
-            if self.state & DELIVERS_NOT:
+            if self.state & STREAM_DELIVERS_NOT:
                 self.state |= STREAM_HOLDS
                 return 0
         return Connection.take_held(self)
