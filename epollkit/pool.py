@@ -102,7 +102,7 @@ class Pool:
         max_open: connections at most, to all addresses together. If there are as many, an idle one is closed to make
             room, the one that was used least recently. For a limit per address make a pool per address.
         max_waiting: requests that may wait for a place; another one fails with LimitReached.
-        connect_timeout: seconds for a connect, with TLS its handshake included, see `Loop.connect`.
+        connect_timeout: seconds for a connect and its TLS handshake, see `Loop.connect`.
         wait_timeout: seconds that a request waits for a place before it fails with TimeoutError; None: no limit.
         idle_timeout: seconds until a connection that nobody wants is closed; None: no limit. Let it be shorter than
             the server's own.
