@@ -517,6 +517,20 @@ def test_an_exception_in_on_timeout_ends_the_connection(opened, passes, reported
     assert reported == [(problem, stream)]
 
 
+def test_ctrl_c_in_on_timeout_leaves_the_connection_and_its_other_times(opened, passes):
+    def interrupt(stream):
+        if len(stream.timeouts()) == 1:
+            raise KeyboardInterrupt
+
+    stream, _ = opened(then={"on_timeout": interrupt})
+    stream.set_timeout(read=1, life=2.5)
+    with pytest.raises(KeyboardInterrupt):
+        passes(1.1)
+    passes(2)
+    assert [which for which, _ in stream.timeouts()] == ["read", "read", "life"]
+    assert is_at(stream.timeouts()[2][1], 2.5)
+
+
 @pytest.mark.parametrize("which", ["read", "write", "life"])
 @pytest.mark.parametrize("seconds", [0, -1, 1e9, float("nan"), float("inf"), True, "1", b"1"])
 def test_what_is_no_time_is_refused_and_changes_nothing(opened, passes, which, seconds):
