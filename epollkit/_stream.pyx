@@ -327,7 +327,6 @@ cdef class Stream(Connection):
                     break
                 if size < 0:
                     limit = options.frame_bytes
-                    options.window = options.window_end
                     return self.break_with(PeerError(f"a frame is longer than its limit of {limit} bytes"))
                 data = PyBytes_FromStringAndSize(options.window, size)
                 options.window += size

@@ -2,10 +2,11 @@
 from __future__ import annotations
 
 import os
+import socket
 import ssl
 
 import pytest
-from wire import Bench, Factory, Witness, open_pair
+from wire import Bench, Factory, Recorder, Witness, open_pair
 
 import epollkit
 
@@ -61,3 +62,23 @@ def test_ending_another_stream_s_tls_takes_nothing_of_what_this_one_has_written(
     assert client.take(15) == b"for my own peer"
     bench.quiet()
     assert tls.recv(100) == b"", "the end, and nothing before it"
+
+
+def test_a_frame_that_is_too_long_is_handed_out_by_detach(bench):
+    """Whoever detaches in on_error, to let somebody else judge, has every byte that came."""
+    taken = []
+
+    class Framed(Recorder):
+        def on_open(self):
+            self.read_until(b"\n", 4)
+
+        def on_error(self, error):
+            taken.append(self.detach())
+
+    stream, client = open_pair(bench, Factory(Framed))
+    client.send(b"one\ntoo long\n")
+    bench.turn_until(lambda: taken)
+    with socket.socket(fileno=taken[0].fd):
+        assert taken[0].data == b"too long\n"
+    bench.turn_until(lambda: stream.upcalls[-1] == ("close", None))
+    assert stream.upcalls[-2] == ("data", b"one\n")
