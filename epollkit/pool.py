@@ -215,8 +215,7 @@ class Pool:
             return
         self._loop._check_usable()
         self.closed = True
-        for request in list(self._requests):
-            self._fail(request, UsageError("this pool was closed"))
+        self._fail_all("this pool was closed")
         for member in list(self._members.values()):
             if member.state == "connecting":
                 self._give_up(member)
@@ -332,6 +331,12 @@ class Pool:
         except Exception as failure:
             self._loop._report(failure, request._receive)
 
+    def _fail_all(self, why: str) -> None:
+        for request in list(self._requests):
+            error = UsageError(why)
+            if request in self._requests:       # no finalizer has cancelled it meanwhile
+                self._fail(request, error)
+
     def _cancel(self, request: PoolRequest) -> None:
         self._loop._check_usable()
         if request in self._requests:
@@ -398,8 +403,7 @@ class Pool:
         """By its connection: see `Buffered.tell_keeper`."""
         if self._loop.closed and not self.closed:
             self.closed = True
-            for request in list(self._requests):
-                self._fail(request, UsageError("the loop of this pool was closed"))
+            self._fail_all("the loop of this pool was closed")
         if what == "opened":
             self._opened(member)
         elif what == "closed":

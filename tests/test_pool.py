@@ -1044,6 +1044,36 @@ def _readable(sock):
     return select.select([sock], [], [], 0)[0]
 
 
+def test_finalizers_that_cancel_while_the_pool_is_closed(make_pool):
+    """Every run of the collector cancels the last request that waits."""
+    kit = make_pool(max_open=1)
+    kit.get()
+    asked = [kit.ask() for _ in range(100)]
+
+    class Garbage:
+        def __init__(self):
+            self.itself = self
+
+        def __del__(self):
+            waiting = [one for one in asked if one.state == "waiting"]
+            if waiting:
+                waiting[-1].request.cancel()
+                Garbage()
+
+    before = gc.get_threshold()
+    gc.collect()
+    Garbage()
+    gc.set_threshold(2)
+    try:
+        kit.pool.close()
+    finally:
+        gc.set_threshold(*before)
+    kit.settle()
+    states = [one.state for one in asked]
+    assert set(states) == {"failed", "cancelled"}
+    assert [len(one.received) for one in asked] == [state == "failed" for state in states]
+
+
 # -- arguments ---------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize(("options", "message"), [
