@@ -419,8 +419,8 @@ class Pool:
             return
         destination.connects -= 1
         member.connector = None
-        if destination.promised:
-            request = next(iter(destination.promised))
+        request = next(iter(destination.promised), None)        # a finalizer may have cancelled it
+        if request is not None:
             self._decide(request, "received")
             member.state = "out"
             self._out += 1
@@ -445,8 +445,9 @@ class Pool:
         destination.connects -= 1
         self._counts["connect_errors"] += 1
         self._gone(member)
-        if len(destination.promised) > destination.connects:
-            self._fail(next(iter(destination.promised)), error)
+        request = next(iter(destination.promised), None)
+        if request is not None and len(destination.promised) > destination.connects:
+            self._fail(request, error)
 
     def _take_back(self, member: _Member) -> None:
         """It was somebody's, or it is new and nobody wants it any more."""

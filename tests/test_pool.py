@@ -8,6 +8,7 @@ import random
 import socket
 import ssl
 import weakref
+from collections import OrderedDict
 
 import pytest
 from batches import finish, reset, send, settle, turn_until, wait_ready
@@ -1072,6 +1073,25 @@ def test_finalizers_that_cancel_while_the_pool_is_closed(make_pool):
     states = [one.state for one in asked]
     assert set(states) == {"failed", "cancelled"}
     assert [len(one.received) for one in asked] == [state == "failed" for state in states]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_finalizer_that_cancels_while_its_connection_opens(make_pool, dead, reported, fails):
+    """To make an iterator may run the collector: here it always cancels what it is made of."""
+    class Promised(OrderedDict):
+        def __iter__(self):
+            asked.request.cancel()
+            return super().__iter__()
+
+    kit = make_pool()
+    asked = kit.ask(dead if fails else None)
+    (destination,) = kit.pool._destinations.values()
+    destination.promised = Promised(destination.promised)
+    turn_until(kit.loop, lambda: asked.state == "cancelled")
+    destination.promised = OrderedDict()
+    kit.settle()
+    assert not reported
+    assert not asked.received
 
 
 # -- arguments ---------------------------------------------------------------------------------------------------------
