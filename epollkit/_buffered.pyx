@@ -333,6 +333,8 @@ cdef class Buffered(_core.Endpoint):
         if self.slot == NULL:
             loop.scratch_used = 0
             return 0
+        if loop.scratch_used:
+            self.spill(loop)                    # what a finalizer wrote while that was sent
         if self.state & STREAM_AFTER_SENT and not has_unsent(self):
             return self.all_sent()
         return 0

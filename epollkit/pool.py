@@ -318,6 +318,8 @@ class Pool:
         request.state = state
 
     def _fail(self, request: PoolRequest, error: BaseException | None) -> None:
+        if request not in self._requests:       # a finalizer has decided it between the look and this call
+            return
         member, request._member = request._member, None
         self._decide(request, "failed")
         if member is not None:
