@@ -223,9 +223,11 @@ class Upstream(Stream):
         self.user.take(self, data)
 
     def on_drain(self) -> None:
+        assert self.user.asked_for == "limits"
         self.user.stay_calm(self)
 
     def on_timeout(self, which: str) -> None:
+        assert self.user.asked_for == "timeouts"
         self.user.stay_calm(self)
 
     def on_close(self, error: BaseException | None) -> None:
@@ -243,6 +245,7 @@ class Borrower:
     def __init__(self, address: Any) -> None:
         self.nonce = self.chance.randbytes(NONCE_BYTES)
         self.expected = self.nonce * (1 + self.nonce[0] % 8)
+        self.asked_for = ""
         self.got = b""
         self.over = False
         self.pool.acquire(address, self.receive)
@@ -254,16 +257,16 @@ class Borrower:
             return
         assert stream.user is None, "somebody has it"
         stream.user = self
-        what = self.chance.randrange(6)
-        if what == 0:
-            stream.set_timeout(read=0.001, life=0.05)
-        elif what == 1:
+        what = self.asked_for = self.chance.choice(["", "timeouts", "limits", "frames", "calls", "pause"])
+        if what == "timeouts":
+            stream.set_timeout(read=0.001, life=0.02)
+        elif what == "limits":
             stream.set_limits(high=0)
-        elif what == 2:
+        elif what == "frames":
             stream.read_exactly(NONCE_BYTES)
-        elif what == 3:
+        elif what == "calls":
             stream.call_later(0.001, self.stay_calm, stream)
-        elif what == 4:
+        elif what == "pause":
             stream.pause_reading()
             stream.call_soon(stream.resume_reading)
         stream.write(self.nonce)
@@ -272,6 +275,7 @@ class Borrower:
 
     def take(self, stream: Any, data: bytes) -> None:
         self.stay_calm(stream)
+        assert self.asked_for != "frames" or len(data) == NONCE_BYTES
         self.got += data
         assert (self.expected + b"and one thing more").startswith(self.got), "somebody else's answer"
         if len(self.got) >= len(self.expected):
