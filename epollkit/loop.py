@@ -7,7 +7,7 @@ import socket
 import threading
 import weakref
 from collections.abc import Callable
-from ssl import SSLContext
+from ssl import SSLContext, SSLSocket
 from typing import Any
 
 from epollkit import _sockets
@@ -119,6 +119,8 @@ class Loop(ConnectingLoop):
         self._check_usable()
         if not callable(factory):
             raise UsageError(f"a factory is called without arguments; {factory!r} can't be called")
+        if not isinstance(connected, (int, socket.socket)) or isinstance(connected, SSLSocket):
+            raise UsageError(f"adopt() takes a socket or its descriptor, and no TLS that has begun, not {connected!r}")
         try:
             is_tcp = _sockets.check_connected(connected)
         except (ValueError, OSError) as error:

@@ -1,60 +1,18 @@
 """6. Copies of our descriptors, through dup() and fork(): the kernel goes on reporting what this process has closed."""
 from __future__ import annotations
 
-import ctypes
 import os
 import select
 import signal
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import pytest
-from batches import Log, Spy, orphaned, ready_events, report_orphans, send, settle, wait_ready
+from batches import Log, Spy, child, end_child, orphaned, ready_events, report_orphans, send, settle, wait_ready
 
 import epollkit
 from epollkit import IN, ONESHOT, OUT
 
 ORPHANS_TO_REBUILD = 64
-
-
-@contextmanager
-def child(*, with_hooks: bool, body: Callable[[], int] = lambda: 0) -> Iterator[Callable[[], int]]:
-    """A forked child that runs `body` and then waits to be released. Yields a function that waits for its end and
-    returns its exit status; body has run when this is entered. Without hooks: as a library in C would fork."""
-    done_read, done_write = os.pipe()
-    go_read, go_write = os.pipe()
-    pid = os.fork() if with_hooks else ctypes.PyDLL(None).fork()
-    if pid == 0:
-        status = 99
-        try:
-            status = body()
-        finally:
-            os.write(done_write, b"x")
-            os.close(go_write)
-            os.read(go_read, 1)
-            end_child(status)
-    os.close(go_read)
-    os.read(done_read, 1)
-    for fd in (done_read, done_write):
-        os.close(fd)
-    ended: list[int] = []
-
-    def end() -> int:
-        if not ended:
-            os.close(go_write)
-            ended.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
-        return ended[0]
-
-    try:
-        yield end
-    finally:
-        end()
-
-
-def end_child(status: int) -> None:
-    """Not os._exit: what the child covered is written by exit(). Not sys.exit: pytest must not go on in the child."""
-    ctypes.PyDLL(None).exit(status)
 
 
 class TestDup:
