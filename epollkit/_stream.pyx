@@ -458,7 +458,9 @@ cdef class Stream(Connection):
             options.write_at_ns = _sys.ek_tick_ns()
         if life_ns is not ...:
             options.life_due_ns = _sys.ek_tick_ns() + <int64_t>life_ns if life_ns else 0
-        if not self.state & (STREAM_EARLY | STREAM_CLOSING):
+        if self.state & STREAM_CLOSING and options.life_due_ns:
+            self.owner().set_deadline(self.slot, min(self.slot.timer.due_ns, options.life_due_ns + _sys.EK_TICK_NS))
+        elif not self.state & (STREAM_EARLY | STREAM_CLOSING):
             self.arm()
 
     cdef int arm(self) except -1:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import select
 import socket
@@ -14,7 +15,7 @@ from wire import Bench, Factory, Recorder, Witness, open_pair, wait_for
 import epollkit
 from epollkit import LimitReached, UsageError
 
-MEGABYTE = bytes(range(256)) * 4096
+MEGABYTE = random.Random(1).randbytes(1 << 20)
 
 # -- what one stream gathers reaches nobody else -----------------------------------------------------------------------
 

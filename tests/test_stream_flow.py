@@ -2,6 +2,7 @@
 ever."""
 from __future__ import annotations
 
+import random
 import re
 import select
 import socket
@@ -11,7 +12,7 @@ from wire import Factory, Witness, open_pair, wait_for
 
 from epollkit import LimitReached, UsageError
 
-MEGABYTE = bytes(range(256)) * 4096
+MEGABYTE = random.Random(1).randbytes(1 << 20)
 PEER_GONE = select.POLLRDHUP | select.POLLHUP | select.POLLERR
 DROPPED = "the peer has shut down its side; half_close is \"abort\""
 

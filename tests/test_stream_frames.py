@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import random
 import select
 
 import pytest
@@ -12,7 +13,7 @@ from wire import Bench, Factory, Witness, cuts, open_pair, wait_for
 import epollkit
 from epollkit import PeerError, UsageError
 
-MEGABYTE = bytes(range(256)) * 4096
+MEGABYTE = random.Random(1).randbytes(1 << 20)
 READ_ROOM_BYTES = 65536
 
 

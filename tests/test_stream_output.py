@@ -4,6 +4,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import random
 import re
 import socket
 
@@ -13,7 +14,7 @@ from wire import Factory, Witness, open_pair
 
 from epollkit import LimitReached, UsageError
 
-MEGABYTE = bytes(range(256)) * 4096
+MEGABYTE = random.Random(1).randbytes(1 << 20)
 WRITE_BUDGET_BYTES = 4194304
 PARTS_PER_CALL = 64
 

@@ -3,6 +3,7 @@ price per message."""
 from __future__ import annotations
 
 import os
+import random
 import socket
 
 import pytest
@@ -11,7 +12,7 @@ from wire import Factory, Recorder, Witness, open_pair
 import epollkit
 from epollkit import UsageError
 
-MEGABYTE = bytes(range(256)) * 4096
+MEGABYTE = random.Random(1).randbytes(1 << 20)
 TICK_SECONDS = 0.01
 LATEST_SECONDS = 2 * TICK_SECONDS       # that a deadline may be late, by docs/architecture.md
 pytestmark = pytest.mark.debug_build
@@ -341,6 +342,26 @@ def test_closing_is_a_part_of_its_life(bench, passes):
     assert isinstance(stream.close_error, TimeoutError)
     assert "its time is over (life)" in str(stream.close_error)
     assert isinstance(client.broke(), ConnectionResetError)
+
+
+def test_a_life_may_be_set_while_it_is_closing(bench, passes):
+    """It brings the end forward, and puts none off."""
+    stream, client = open_pair(bench, Factory(Ends), receive_buffer=4096)
+    stream.write(MEGABYTE * 4)
+    stream.close()
+    stream.set_timeout(life=100)
+    passes(10)
+    stream.set_timeout(life=2)
+    passes(1.9)
+    assert not stream.closed
+    passes(0.2)
+    assert "its time is over (life)" in str(stream.close_error)
+    other, _ = open_pair(bench, Factory(Ends), receive_buffer=4096)
+    other.write(MEGABYTE * 4)
+    other.close()
+    other.set_timeout(life=100)
+    passes(30.1)
+    assert "does not read what was written before close()" in str(other.close_error)
 
 
 def test_lingering_is_a_part_of_its_life(bench, passes):
