@@ -395,7 +395,8 @@ def main() -> int:
         if replica.error is not None:
             raise replica.error
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())      # nobody reads, and there is no one to tell
+        for stream in (sys.stdout, sys.stderr):     # nobody reads, and there is no one to tell
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         return 1
     except (epollkit.EpollkitError, OSError, ErrorReply) as error:
         say(f"redis_replica: {sentence(error)}")

@@ -346,7 +346,7 @@ def test_closing_is_a_part_of_its_life(bench, passes):
 
 def test_a_life_may_be_set_while_it_is_closing(bench, passes):
     """It brings the end forward, and puts none off."""
-    stream, client = open_pair(bench, Factory(Ends), receive_buffer=4096)
+    stream, _client = open_pair(bench, Factory(Ends), receive_buffer=4096)
     stream.write(MEGABYTE * 4)
     stream.close()
     stream.set_timeout(life=100)
