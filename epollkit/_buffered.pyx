@@ -599,7 +599,7 @@ cdef class Buffered(_core.Endpoint):
         self.take_end()
         if self.slot == NULL:
             return 0
-        if self.state & STREAM_SHUT and not self.state & STREAM_CLOSING:
+        if self.state & STREAM_SHUT and not self.state & STREAM_CLOSING and not has_unsent(self):
             events |= _sys.EPOLLHUP             # both directions are over
         if events & _sys.EPOLLERR:
             return self.broken(events)

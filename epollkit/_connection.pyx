@@ -12,7 +12,7 @@ from epollkit._buffered cimport (
     READ_BUDGET_BYTES, READ_ROOM_BYTES, SCRATCH_BYTES, STREAM_BLOCKED, STREAM_CLOSING, STREAM_CORKED,
     STREAM_DELIVERS_NOT, STREAM_EARLY, STREAM_ENDED, STREAM_HOLDS, STREAM_IN_WAITS, STREAM_KEPT, STREAM_MAY_REST,
     STREAM_OF_USER, STREAM_OUT_WAITS, STREAM_RATED, STREAM_RESTS, STREAM_SEALED, STREAM_SECURE, STREAM_SHAKING,
-    STREAM_UNOPENED, WRITE_BUDGET_BYTES, Buffered, Loop, broken_by, has_unsent,
+    STREAM_SHUT_DUE, STREAM_UNOPENED, WRITE_BUDGET_BYTES, Buffered, Loop, broken_by, has_unsent,
 )
 from epollkit._output cimport output_drop_sent, output_free, output_is_empty, output_peek
 from epollkit._rate cimport RateLimit
@@ -391,6 +391,9 @@ cdef class Connection(Buffered):
         except OSError as error:
             return self.break_with(error)
         self.flush_secure(<Loop>self.loop_link)
+        if self.slot != NULL and has_unsent(self):
+            self.state |= STREAM_SHUT_DUE           # the socket has no room for it: come back
+            return 0
         if self.slot != NULL and self.state & STREAM_ENDED and not self.state & STREAM_CLOSING:
             return self.owner().make_ready(self.slot, _sys.EPOLLHUP)        # both directions are over
         return 0

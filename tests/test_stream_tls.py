@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import gc
 import os
@@ -859,6 +860,31 @@ def test_both_end_at_once(bench, contexts, version, side):
     assert peer.take_all() == b"mine"
     bench.turn_until(lambda: stream.closed)
     assert stream.upcalls == [("open",), ("data", b"yours"), ("eof",), ("close", None)]
+
+
+@pytest.mark.debug_build
+@pytest.mark.parametrize("first", ["peer", "this side"])
+def test_an_end_for_which_the_socket_has_no_room_is_sent_later(bench, contexts, version, first):
+    """And until then not both directions are over. (A server: what has connected is watched for OUT already, and would
+    wait for an edge from a socket that is not really full.)"""
+    from epollkit._operations import replaced
+
+    full = []
+    stream, peer = secure_pair(bench, contexts)
+    with replaced(send=lambda fd, size: full.append(size) or (-errno.EAGAIN if len(full) == 1 else None)):
+        if first == "peer":
+            peer.end()
+            peer.settle()
+            stream.shutdown_write()
+        else:
+            stream.shutdown_write()
+            peer.end()
+            peer.pump()
+            wait_for(stream.fileno(), select.POLLIN)
+        assert len(full) == 1
+        assert peer.take_all() == b""
+    bench.turn_until(lambda: stream.closed)
+    assert stream.upcalls == [("open",), ("eof",), ("close", None)]
 
 
 def test_close_says_so_behind_everything_that_was_written(bench, contexts, version, side, address):

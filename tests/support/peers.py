@@ -88,11 +88,14 @@ class Peer:
     def pull(self) -> int:
         moved = 0
         with contextlib.suppress(BlockingIOError):
-            while self.reading and not self.over:
+            while self.reads() and not self.over:
                 data = self.socket.recv(PIECE)
                 self.take_in(data)
                 moved += len(data) or 1
         return moved
+
+    def reads(self) -> bool:
+        return self.reading
 
     def take_in(self, data: bytes) -> None:
         self.received += data
@@ -163,6 +166,9 @@ class SecurePeer(Peer):
         """The whole handshake, this side's part of it; it must succeed."""
         self.until(lambda: self.shaken or self.over)
         assert self.shaken, repr(self)
+
+    def reads(self) -> bool:
+        return self.reading or not self.shaken
 
     def push(self) -> int:
         if not self.shaken and not self.over:
