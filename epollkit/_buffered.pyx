@@ -312,6 +312,9 @@ cdef class Buffered(_core.Endpoint):
             keeper(what, reason)
         return 0
 
+    cdef bint owes(self) noexcept:
+        return has_unsent(self) or (self.state & STREAM_CORKED and (<Loop>self.loop_link).scratch_used > 0)
+
     cdef int let_go(self) except -1:
         return self.drop_output()
 

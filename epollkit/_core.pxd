@@ -47,6 +47,7 @@ cdef class Endpoint:
     cdef int on_deadline(self) except -1                    # its deadline passed
     cdef int on_closed(self, object reason) except -1       # released earlier in this turn; reason: exception or None
     cdef int on_room(self) except -1                        # it asked to be told when there may be room: now
+    cdef bint owes(self) noexcept                           # what it was given to send is lost if its fd is closed now
     cdef int on_evicted(self) except -1                     # it said SLOT_IDLE, and somebody needs its place: close
 
     # What it holds, if its type is one that the garbage collector does not look into: the loop answers for it.

@@ -64,6 +64,9 @@ cdef class Endpoint:
     cdef int on_room(self) except -1:
         return 0
 
+    cdef bint owes(self) noexcept:
+        return False
+
     cdef int on_evicted(self) except -1:
         return 0
 
@@ -362,6 +365,8 @@ cdef class Loop:
         if flags & SLOT_WATCHED and (self.forked or not flags & SLOT_OWNS_FD):
             _sys.ek_epoll_ctl(self.epoll_fd, _sys.EPOLL_CTL_DEL, fd, 0, 0)
         if flags & SLOT_OWNS_FD:
+            if endpoint.owes() and not self.inherited:      # a peer must not take half an answer for a whole one
+                _sys.ek_reset_on_close(fd)
             if self.forked and flags & SLOT_CONNECTION:
                 _sys.ek_shutdown(fd)
             _sys.ek_close(fd)

@@ -48,6 +48,7 @@ cdef class Stream(Connection):
     cdef int take_framed(self, const char *data, Py_ssize_t length) except -1
     cdef int deliver(self) except -1
     cdef int hold(self, const char *data, Py_ssize_t length) except -1
+    cdef int refuse_frame(self, str why) except -1
     cdef int keep_rest(self) except -1
 
     # timeouts

@@ -327,7 +327,7 @@ cdef class Stream(Connection):
                     break
                 if size < 0:
                     limit = options.frame_bytes
-                    return self.break_with(PeerError(f"a frame is longer than its limit of {limit} bytes"))
+                    return self.refuse_frame(f"a frame is longer than its limit of {limit} bytes")
                 data = PyBytes_FromStringAndSize(options.window, size)
                 options.window += size
                 options.searched = 0
@@ -343,6 +343,12 @@ cdef class Stream(Connection):
                 self.options.delivering = False
                 self.keep_rest()
         return 0
+
+    cdef int refuse_frame(self, str why) except -1:
+        """The connection ends here. What was written before, in answer to others, is sent, if there is room for it."""
+        error = PeerError(why)
+        self.flush()
+        return self.break_with(error) if self.slot != NULL else 0
 
     cdef int keep_rest(self) except -1:
         """What was not delivered is kept in a buffer of its own; without it there is none."""
@@ -426,7 +432,7 @@ cdef class Stream(Connection):
         EK_ASSERT(self.slot != NULL and self.error == 0)
         if self.options != NULL and self.options.window != self.options.window_end:
             rest = self.options.window_end - self.options.window
-            return self.break_with(PeerError(f"the stream ended within a frame, of which {rest} bytes came"))
+            return self.refuse_frame(f"the stream ended within a frame, of which {rest} bytes came")
         if not self.drops_half_closed() and self.slot != NULL:
             self.on_eof()
         return 0
@@ -528,9 +534,9 @@ cdef class Stream(Connection):
             error = TimeoutError(errno.ETIMEDOUT, f"the peer took nothing for {options.write_ns / 1e9:g} s")
         else:
             error = TimeoutError(errno.ETIMEDOUT, f"nothing was received for {options.read_ns / 1e9:g} s")
-        if self.slot == NULL:
-            return 0
-        return self.end_with(error) if has_unsent(self) else self.owner().release(self.slot, error)
+        if self.state & STREAM_CORKED:          # what on_timeout has written is the last that it can say
+            self.flush()
+        return self.owner().release(self.slot, error) if self.slot != NULL else 0
 
     # -- the end -------------------------------------------------------------------------------------------------------
 

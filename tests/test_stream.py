@@ -15,6 +15,7 @@ import textwrap
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peers import Peer, SecurePeer
 from wire import Bench, Client, Factory, Recorder, open_pair, set_buffers, wait_for
 
 import epollkit
@@ -886,6 +887,53 @@ def test_a_handler_that_closes_another_stream_with_an_event_in_the_same_batch(be
     bench.quiet()
     assert sorted(stream.names for stream in factory.made) == [["open", "close"], ["open", "data"]]
     assert bench.loop.stats().stale_closed == 1
+
+
+@pytest.mark.parametrize("end", ["a frame that is too long", "a frame that is not whole", "an exception", "half_close",
+                                 "a timeout", "the loop's"])
+@pytest.mark.parametrize("secure", [False, True])
+def test_half_an_answer_never_looks_whole(certificates, end, secure):
+    """However the stream ends, if something that was written is unsent, the peer is reset."""
+    class Ends(Recorder):
+        half_close = "abort" if end == "half_close" else "answer"
+
+        def on_open(self):
+            self.write(MEGABYTE * 12)
+            if "frame" in end:
+                self.read_until(b"\n", 10)
+
+        def on_data(self, data):
+            if end == "a timeout":
+                self.set_timeout(life=0.001)
+            else:
+                raise ZeroDivisionError
+
+    with epollkit.Loop() as loop:
+        bench = Bench(loop)
+        loop.set_exception_handler(lambda *_: None)
+        factory = Factory(Ends)
+        listener = bench.listen(factory, ssl=certificates.server_context() if secure else None)
+        sock = socket.socket()
+        set_buffers(sock.fileno(), 4096)
+        sock.connect(listener.address)
+        peer = SecurePeer(bench, sock, certificates.client_context()) if secure else Peer(bench, sock)
+        peer.until(lambda: peer.received)
+        peer.reading = False
+        bench.quiet()
+        peer.write(b"x" * (5 if "whole" in end else 50))
+        if end in ("half_close", "a frame that is not whole"):
+            peer.end()
+        peer.push()
+        if end == "the loop's":
+            loop.close()
+        bench.turn_until(lambda: factory.made[0].closed)
+        peer.reading = True
+        while not peer.over:
+            wait_for(sock.fileno(), select.POLLIN)
+            peer.pump()
+        assert isinstance(peer.error, ConnectionResetError)
+        assert len(peer.received) < 12 << 20
+        peer.close()
 
 
 @pytest.mark.parametrize("verb", ["close", "abort"])

@@ -8,7 +8,7 @@ import select
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from wire import Bench, Factory, Witness, cuts, open_pair, wait_for
+from wire import Bench, Factory, Recorder, Witness, cuts, open_pair, wait_for
 
 import epollkit
 from epollkit import PeerError, UsageError
@@ -375,6 +375,20 @@ def test_an_end_within_a_frame_is_an_error(bench, address, ask, batch):
     assert stream.frames == [b"abc\n"]
     assert isinstance(stream.close_error, PeerError)
     assert str(stream.close_error) == "the stream ended within a frame, of which 2 bytes came"
+
+
+def test_answers_to_good_frames_leave_although_a_bad_one_follows_in_the_same_read(bench, address):
+    class Echo(Recorder):
+        def on_open(self):
+            self.read_until(b"\n", 10)
+
+        def on_data(self, data):
+            self.write(data)
+
+    stream, client = open_pair(bench, Factory(Echo), address)
+    client.send(b"one\ntwo\nmuch too long")
+    assert client.take_all() == b"one\ntwo\n"
+    assert isinstance(stream.close_error, PeerError)
 
 
 def test_an_end_between_two_frames_is_one(bench, address):
