@@ -7,6 +7,7 @@ import re
 import select
 import socket
 import ssl
+import struct
 
 import pytest
 from batches import child, in_thread, next_fd, ready_events, settle
@@ -240,6 +241,24 @@ def test_no_call_makes_an_upcall(bench):
         assert stream.names == ["close"] if call == "close" else ["error", "close"]
 
 
+def test_no_call_on_a_tls_stream_makes_an_upcall(bench, certificates):
+    """Its close_notify is sent from inside shutdown_write(), and finds the peer gone."""
+    factory = Factory(Witness)
+    tls = secure_client(bench, bench.listen(factory, ssl=certificates.server_context()), certificates.client_context())
+    with pytest.raises(ssl.SSLWantReadError):
+        tls.unwrap()                        # its close_notify is sent; ours does not come
+    bench.quiet()
+    stream = factory.made[0]
+    assert stream.heard() == ["open", "eof"]
+    tls.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    tls.close()
+    wait_for(stream.fileno(), select.POLLERR)
+    stream.shutdown_write()
+    assert stream.heard() == []
+    bench.quiet()
+    assert stream.names == ["error", "close"]
+
+
 def test_a_tls_session_can_not_be_detached(bench, certificates):
     factory = Factory(Witness)
     secure_client(bench, bench.listen(factory, ssl=certificates.server_context()), certificates.client_context())
@@ -316,6 +335,17 @@ def test_what_was_received_before_is_framed_like_all_else(bench, stage):
     stream.abort()
 
 
+def test_what_was_received_before_goes_on_with_who_is_detached_at_once(bench, stage):
+    """Adopted, and handed on by on_open: the bytes were not delivered here."""
+    near, far = connected(stage)
+    far.sendall(b"late")
+    detached = []
+    bench.loop.adopt(near, lambda: Witness(on_open=lambda stream: detached.append(stream.detach())), b"early ")
+    bench.quiet()
+    assert detached[0].data == b"early "
+    assert take_over(stage, detached[0]).recv(10) == b"late"
+
+
 @pytest.mark.parametrize("end", ["FIN", "RST"])
 def test_a_peer_that_has_ended_already(bench, stage, end):
     """What it was received, what waits in the kernel, and then the end: one after the other."""
@@ -328,7 +358,7 @@ def test_a_peer_that_has_ended_already(bench, stage, end):
         number = near.fileno()
     stream = bench.loop.adopt(near, Witness, b"early ")
     if end == "RST":
-        far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         far.close()
         wait_for(number, select.POLLERR)
     bench.quiet()

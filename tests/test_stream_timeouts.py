@@ -359,8 +359,9 @@ def test_a_life_may_be_set_while_it_is_closing(bench, passes):
     other, _ = open_pair(bench, Factory(Ends), receive_buffer=4096)
     other.write(MEGABYTE * 4)
     other.close()
+    passes(1)
     other.set_timeout(life=100)
-    passes(30.1)
+    passes(29.1)
     assert "does not read what was written before close()" in str(other.close_error)
 
 
