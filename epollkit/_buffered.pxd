@@ -7,11 +7,11 @@ from libc.stdint cimport int64_t, uint32_t
 
 cimport epollkit._core as _core
 cimport epollkit._raw as _raw
-from epollkit._bytes cimport Spare
+from epollkit._bytes cimport Basin, Spare
 from epollkit._output cimport Output
 
 cdef enum:
-    READ_ROOM_BYTES = 65536         # one recv at most; the loop's only receive buffer
+    READ_ROOM_BYTES = 65536         # one recv at most
     READ_BUDGET_BYTES = 262144      # per connection and turn: one fast peer must not starve the rest
     WRITE_BUDGET_BYTES = 4194304    # of a file, likewise; memory is bounded by its own limit
     SCRATCH_BYTES = 65536           # what one upcall writes is gathered here and leaves as one send
@@ -53,12 +53,14 @@ cdef enum:
 
 
 cdef class Loop(_raw.Loop):
-    cdef char *input                # READ_ROOM_BYTES
+    cdef char *input                # READ_ROOM_BYTES: what is in the basin
+    cdef Basin basin
     cdef char *scratch              # SCRATCH_BYTES
     cdef Py_ssize_t scratch_used    # by the one connection that is corked
     cdef Spare spare                # for what on_data gets
     cdef bytearray plain            # READ_ROOM_BYTES for what TLS has decrypted; None until it is needed
     cdef dict kept                  # id of a connection -> keeper(what, reason), of those that are STREAM_KEPT
+    cdef bytes take_input(self)
 
 
 cdef class Buffered(_core.Endpoint):
@@ -139,6 +141,7 @@ cdef class Buffered(_core.Endpoint):
 
 
 cdef object broken_by(int code)         # that errno as an OSError
+cdef bint is_over(Buffered connection) noexcept     # both directions have ended, and nobody has closed it
 
 
 cdef inline bint has_unsent(Buffered connection) noexcept:

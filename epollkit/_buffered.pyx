@@ -10,6 +10,7 @@ from libc.string cimport memcpy, strerror
 cimport epollkit._core as _core
 cimport epollkit._raw as _raw
 cimport epollkit._sys as _sys
+from epollkit._bytes cimport basin_free, basin_new, basin_take
 from epollkit._output cimport (
     Output, output_append, output_append_file, output_cost, output_drop_sent, output_free, output_is_empty, output_new,
     output_send,
@@ -44,14 +45,15 @@ cdef class Loop(_raw.Loop):
     """
 
     def __cinit__(self, *arguments, **options):
-        self.input = <char *>malloc(READ_ROOM_BYTES)
         self.scratch = <char *>malloc(SCRATCH_BYTES)
-        if self.input == NULL or self.scratch == NULL:
+        if self.scratch == NULL:
             raise MemoryError()
+        basin_new(&self.basin, READ_ROOM_BYTES)
+        self.input = PyBytes_AS_STRING(<object>self.basin.object)
         self.kept = {}
 
     def __dealloc__(self):
-        free(self.input)
+        basin_free(&self.basin)
         free(self.scratch)
         Py_XDECREF(self.spare.object)
 
@@ -59,6 +61,12 @@ cdef class Loop(_raw.Loop):
         _raw.Loop.drop_everything(self)
         self.kept.clear()
         return 0
+
+    cdef bytes take_input(self):
+        """All READ_ROOM_BYTES of the input, for a handler."""
+        data = basin_take(&self.basin, READ_ROOM_BYTES)
+        self.input = PyBytes_AS_STRING(<object>self.basin.object)
+        return data
 
 
 cdef bint rests(Buffered connection, uint32_t events) noexcept:
@@ -71,6 +79,12 @@ cdef bint rests(Buffered connection, uint32_t events) noexcept:
 
 cdef object broken_by(int code):
     return OSError(code, strerror(code).decode())
+
+
+cdef bint is_over(Buffered connection) noexcept:
+    """Whether both directions have ended, and nobody has closed it."""
+    return connection.state & (STREAM_ENDED | STREAM_SHUT | STREAM_CLOSING) == STREAM_ENDED | STREAM_SHUT \
+        and not has_unsent(connection)
 
 
 cdef class Buffered(_core.Endpoint):
@@ -348,7 +362,7 @@ cdef class Buffered(_core.Endpoint):
             self.owner().make_ready(self.slot, _sys.EPOLLOUT)
         if self.state & STREAM_SHUT_DUE:
             self.shut_now()
-        if self.state & STREAM_CLOSING and self.slot != NULL:
+        if self.state & STREAM_CLOSING and self.slot != NULL and not has_unsent(self):     # TLS: nor our own end
             return self.finish()
         return 0
 
@@ -602,8 +616,8 @@ cdef class Buffered(_core.Endpoint):
         self.take_end()
         if self.slot == NULL:
             return 0
-        if self.state & STREAM_SHUT and not self.state & STREAM_CLOSING and not has_unsent(self):
-            events |= _sys.EPOLLHUP             # both directions are over
+        if is_over(self):
+            events |= _sys.EPOLLHUP
         if events & _sys.EPOLLERR:
             return self.broken(events)
         if events & _sys.EPOLLHUP:
@@ -641,6 +655,8 @@ cdef class Buffered(_core.Endpoint):
     cdef int read_on(self) except -1:
         """Read again, as if a new edge had come: the one that came meanwhile is spent. If it said something of the end,
         the kernel is asked to say it again: a HUP or an ERR behind the last byte would not be found by reading."""
+        if self.state & STREAM_SECURE and is_over(self):        # in TLS, of which the kernel knows nothing
+            return self.owner().make_ready(self.slot, _sys.EPOLLHUP)
         if self.slot.flags & SLOT_PEER_CLOSED:
             return self.owner().rewatch(self.slot, self.slot.events)
         return self.owner().make_ready(self.slot, _sys.EPOLLIN)

@@ -13,15 +13,17 @@ from epollkit._buffered cimport (
     STREAM_DELIVERS_NOT, STREAM_EARLY, STREAM_ENDED, STREAM_HOLDS, STREAM_IN_WAITS, STREAM_KEPT, STREAM_MAY_REST,
     STREAM_OF_USER, STREAM_OUT_WAITS, STREAM_RATED, STREAM_RESTS, STREAM_SEALED, STREAM_SECURE, STREAM_SHAKING,
     STREAM_SHUT_DUE, STREAM_UNOPENED, WRITE_BUDGET_BYTES, Buffered, Loop, broken_by, has_unsent,
+    is_over,
 )
 from epollkit._output cimport output_drop_sent, output_free, output_is_empty, output_peek
 from epollkit._rate cimport RateLimit
 from epollkit._slots cimport SLOT_PEER_CLOSED, SLOT_READY, slot_unlink
 from epollkit._tls cimport RECORD_BYTES, Tls
 
-from epollkit.errors import PeerError, UsageError
+from epollkit.errors import LimitReached, PeerError, UsageError
 
 cdef enum:
+    ANSWERS_BYTES = 65536           # of what a peer has TLS say (alerts, certificates), to one that does not read it
     UNDISTURBED = 0                 # what ek_disturbance() says
     SPOKE = 1
     ENDED = 2
@@ -371,6 +373,8 @@ cdef class Connection(Buffered):
         if count > 0 and not self.state & (STREAM_CLOSING | STREAM_ENDED):
             tls.hold(data, length)
             self.state |= STREAM_HOLDS
+        if tls.has_sealed() > ANSWERS_BYTES:
+            return self.end_with(LimitReached(f"{tls.has_sealed()} bytes of TLS's own answers wait to be sent"))
         return 0
 
     cdef int cut_off(self) except -1:
@@ -394,8 +398,8 @@ cdef class Connection(Buffered):
         if self.slot != NULL and has_unsent(self):
             self.state |= STREAM_SHUT_DUE           # the socket has no room for it: come back
             return 0
-        if self.slot != NULL and self.state & STREAM_ENDED and not self.state & STREAM_CLOSING:
-            return self.owner().make_ready(self.slot, _sys.EPOLLHUP)        # both directions are over
+        if self.slot != NULL and is_over(self):
+            return self.owner().make_ready(self.slot, _sys.EPOLLHUP)
         return 0
 
     # -- in a pool -----------------------------------------------------------------------------------------------------

@@ -9,9 +9,9 @@ from libc.string cimport memcpy, memmove, strerror
 
 cimport epollkit._sys as _sys
 from epollkit._buffered cimport (
-    STREAM_CLOSING, STREAM_CORKED, STREAM_DELIVERS_NOT, STREAM_DRAINING, STREAM_EARLY, STREAM_ENDED, STREAM_HOLDS,
-    STREAM_IN_WAITS, STREAM_OUT_WAITS, STREAM_PAUSED, STREAM_RATED, STREAM_RESTS, STREAM_SECURE, STREAM_SHUT,
-    STREAM_TELLS_ROOM, STREAM_UNOPENED, Loop, has_unsent,
+    READ_ROOM_BYTES, STREAM_CLOSING, STREAM_CORKED, STREAM_DELIVERS_NOT, STREAM_DRAINING, STREAM_EARLY, STREAM_ENDED,
+    STREAM_HOLDS, STREAM_IN_WAITS, STREAM_OUT_WAITS, STREAM_PAUSED, STREAM_RATED, STREAM_RESTS, STREAM_SECURE,
+    STREAM_SHUT, STREAM_TELLS_ROOM, STREAM_UNOPENED, Loop, has_unsent,
 )
 from epollkit._bytes cimport SPARE_LEAST_BYTES, SPARE_MOST_BYTES, spare_give, spare_take
 from epollkit._connection cimport Connection, Extras
@@ -298,6 +298,9 @@ cdef class Stream(Connection):
             if self.options.kind != FRAME_RAW or self.options.held != NULL:
                 return self.take_framed(data, length)
         if not SPARE_LEAST_BYTES <= length <= SPARE_MOST_BYTES:
+            if data == loop.input and length == READ_ROOM_BYTES:
+                self.on_data(loop.take_input())
+                return 0
             self.on_data(PyBytes_FromStringAndSize(data, length))
             return 0
         piece = spare_take(&loop.spare, data, length, &room)

@@ -59,7 +59,8 @@ cdef class Tls:
     # Our close_notify, the last that is sealed; reading goes on. Before the handshake is done, or after an error, or
     # again: does nothing.
     cdef int close_notify(self) except -1
-    cdef bint has_sealed(self) except -1
+    # How many bytes are to be sent.
+    cdef Py_ssize_t has_sealed(self) except -1
     # All that is to be sent; b"" if there is nothing. Taken after each seal(), it keeps the BIO small.
     cdef bytes sealed(self)
 

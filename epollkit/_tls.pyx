@@ -226,8 +226,8 @@ cdef class Tls:
             self.state &= ~<uint8_t>TLS_BUSY
         return 0
 
-    cdef bint has_sealed(self) except -1:
-        return self.outgoing.pending != 0
+    cdef Py_ssize_t has_sealed(self) except -1:
+        return self.outgoing.pending
 
     cdef bytes sealed(self):
         return self.outgoing.read()

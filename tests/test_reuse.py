@@ -82,7 +82,7 @@ OF_ALL = {
                   "thread batch_room batch_count batch_cursor batch released_gil_ns orphans rebuilt_ns anchor "
                   "max_connections instance_bits __weakref__",
     "_room.Loop": "noting complete starved scans idle",         # idle slots are noted with their generation
-    "_buffered.Loop": "input scratch plain spare",              # read between two calls by nobody
+    "_buffered.Loop": "input basin scratch plain spare",        # read between two calls by nobody
     "_connector.Loop": "resolving questions",                   # names that are looked up: not connections yet
 }
 

@@ -64,6 +64,45 @@ def test_data_is_bytes(bench):
     assert type(stream.upcalls[-1][1]) is bytes
 
 
+def takes_in_turns(bench, keeps, turns):
+    """A stream that gets all that its socket can hold, so many times; what it sees of each piece: who it is, and its
+    hash; and the pieces that it keeps."""
+    seen, kept, source = [], [], iter([MEGABYTE[turn:turn + 4 * READ_ROOM_BYTES - 3] for turn in range(turns)])
+    sent = b""
+
+    class Takes(Recorder):
+        def on_data(self, data):
+            seen.append((id(data), hash(data), len(data)))
+            if keeps(len(seen)):
+                kept.append((len(seen) - 1, data))
+
+    _, client = open_pair(bench, Factory(Takes), server_receive=1 << 20)
+    for piece in source:
+        client.send(piece)
+        sent += piece
+        bench.turn_until(lambda: sum(size for _, _, size in seen) == len(sent))     # noqa: B023
+    return seen, kept, sent
+
+
+def test_pieces_that_are_kept_stay_as_they_were(bench):
+    """Some are made of what an earlier handler did not keep; never of what one did."""
+    seen, kept, sent = takes_in_turns(bench, lambda number: number % 3, 10)
+    starts = [0]
+    for _, _, size in seen:
+        starts.append(starts[-1] + size)
+    assert READ_ROOM_BYTES in [len(data) for _, data in kept]
+    for number, data in kept:
+        assert data == sent[starts[number]:starts[number + 1]]
+    for number, (_, found, _) in enumerate(seen):
+        assert found == hash(sent[starts[number]:starts[number + 1]])
+
+
+def test_a_full_read_is_not_copied(bench):
+    """The handler gets what was read into, and that again once nobody has it: two in all."""
+    seen, _, _ = takes_in_turns(bench, lambda number: False, 10)
+    assert len({name for name, _, size in seen if size == READ_ROOM_BYTES}) == 2
+
+
 def test_a_megabyte_passes_both_ways_through_tiny_buffers(bench, address):
     """Every byte in order; neither end's socket ever holds more than a few thousand of them."""
     stream, client = open_pair(bench, Factory(Echo), address, server_receive=4096, server_send=4096,

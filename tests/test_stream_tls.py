@@ -887,6 +887,38 @@ def test_an_end_for_which_the_socket_has_no_room_is_sent_later(bench, contexts, 
     assert stream.upcalls == [("open",), ("eof",), ("close", None)]
 
 
+def test_shutdown_and_close_while_the_socket_is_full(bench, contexts, version, side, address):
+    """The last data fills the socket, and our end-of-stream has to wait once more before it can be closed."""
+    stream, peer = secure_pair(bench, contexts, side, address=address, near=(0, 4096), far=(4096, 0))
+    for size in (1, 4000, 8000, 65_535):
+        stream.write(MEGABYTE[:size])
+        bench.quiet()
+    stream.shutdown_write()
+    stream.close()
+    bench.quiet()
+    assert len(peer.take_all()) == 1 + 4000 + 8000 + 65_535
+    peer.close()
+    bench.turn_until(lambda: stream.closed)
+    assert stream.close_error is None
+
+
+@pytest.mark.parametrize("fin", [False, True])
+def test_both_ends_are_said_to_one_that_has_paused(bench, contexts, version, side, fin):
+    """Over, but on_close has to wait until it reads again, as any other upcall of an end."""
+    stream, peer = secure_pair(bench, contexts, side)
+    peer.end()
+    peer.settle()
+    stream.pause_reading()
+    stream.shutdown_write()
+    if fin:
+        peer.socket.shutdown(socket.SHUT_WR)
+    assert peer.take_all() == b""
+    bench.quiet()
+    stream.resume_reading()
+    bench.turn_until(lambda: stream.closed)
+    assert stream.upcalls == [("open",), ("eof",), ("close", None)]
+
+
 def test_close_says_so_behind_everything_that_was_written(bench, contexts, version, side, address):
     """Also if the peer goes on sending meanwhile: that is thrown away, not answered with a reset."""
     stream, peer = secure_pair(bench, contexts, side, address=address, near=(0, 4096), far=(4096, 0))
@@ -1018,6 +1050,30 @@ def test_a_certificate_that_is_asked_for_behind_the_handshake(bench, certificate
     assert stream.names == ["open"]
     stream.write(b"still there")
     assert peer.take(11) == b"still there"
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_what_tls_answers_to_one_that_does_not_read_is_bounded(bench, contexts, reads):
+    """A peer may have TLS say something as often as it likes: refuse to renegotiate, show a certificate."""
+    class Answers(ssl.SSLObject):
+        def read(self, *arguments):
+            count = super().read(*arguments)
+            super().write(b"an answer of TLS's own")
+            return count
+
+    contexts[0].sslobject_class = Answers
+    stream, peer = secure_pair(bench, contexts, near=(0, 4096), far=(4096, 0))
+    for _ in range(20):
+        peer.reading = reads
+        for _ in range(300):
+            peer.unsent += peer.sealed(b"x")
+        peer.settle()
+    assert stream.closed != reads
+    if not reads:
+        assert isinstance(stream.close_error, epollkit.LimitReached)
+        assert "answers" in str(stream.close_error)
+        peer.reading = True
+        assert isinstance(peer.broke(), ConnectionResetError)
 
 
 class Tool:

@@ -208,7 +208,7 @@ class SecurePeer(Peer):
 
     def take_in(self, data: bytes) -> None:
         if not data:
-            self.error = ssl.SSLEOFError(ssl.SSL_ERROR_EOF, "the socket ended without close_notify")
+            self.error = self.broken or ssl.SSLEOFError(ssl.SSL_ERROR_EOF, "the socket ended without close_notify")
             return
         self.records += data
         self.incoming.write(data)
