@@ -2,6 +2,7 @@
 import os
 import sys
 import zlib
+from glob import glob
 
 if not sys.platform.startswith("linux"):
     sys.exit(f"epollkit needs Linux: it is built on epoll(7), which {sys.platform} does not have")
@@ -18,7 +19,7 @@ BUILD = f"build/{FLAVOUR}" + (f"-{zlib.crc32(FLAGS.encode()):08x}" if FLAGS else
 MODULES = ["_tokens", "_calls", "_tls", "_rate", "_core", "_schedule", "_room", "_raw", "_listener",
            "_buffered", "_connection", "_stream", "_connector",
            "_http1", "_http1_python", "_httpconn"]
-MODULES += ["_operations", "_debug"] if DEBUG else []
+MODULES += ["_operations", "_debug", "_kernel"] if DEBUG else []
 
 # Compiler directives live here and nowhere else: one in a file's header would beat the debug build's.
 DIRECTIVES = {
@@ -41,7 +42,7 @@ extensions = [
     Extension(
         f"epollkit.{name}",
         [f"epollkit/{name}.pyx"],
-        depends=["epollkit/_sys.h", "epollkit/_operations.h"],
+        depends=["epollkit/_sys.h", "epollkit/_operations.h"] + (glob("epollkit/_kernel*.h") if name == "_kernel" else []),
         include_dirs=["epollkit"],
         define_macros=[("EPOLLKIT_DEBUG", "1" if DEBUG else "0")],
         extra_compile_args=COMPILE,

@@ -15,8 +15,12 @@ cdef extern from "_sys.h" nogil:
         int (*bind)(int fd, const sockaddr_storage *address, int length) noexcept nogil
         int (*set_no_delay)(int fd) noexcept nogil
         ssize_t (*recv)(int fd, void *buffer, size_t room) noexcept nogil
+        int (*disturbance)(int fd) noexcept nogil
         ssize_t (*send)(int fd, const void *data, size_t length) noexcept nogil
         ssize_t (*send_parts)(int fd, iovec *parts, size_t part_count) noexcept nogil
+        ssize_t (*send_file)(int fd, int file, int64_t *offset, size_t length) noexcept nogil
+        ssize_t (*read_at)(int file, void *buffer, size_t room, int64_t offset) noexcept nogil
+        int (*duplicate)(int fd) noexcept nogil
         int (*shutdown_write)(int fd) noexcept nogil
         int (*shutdown)(int fd) noexcept nogil
         int (*replace)(int fd, int target) noexcept nogil

@@ -204,7 +204,6 @@ static inline ssize_t EK_REAL(recv)(int fd, void *buffer, size_t room)
     return count < 0 ? -errno : count;
 }
 
-/* What recv would find, without taking it: 1: a byte; 0: the end; or -errno, of which a pending error is taken. */
 /* What became of a socket that nobody reads: 0: nothing; 1: something was sent, if only an urgent byte; 2: it has ended;
  * or -errno that it broke with, which is thereby read. */
 static inline int EK_REAL(disturbance)(int fd)

@@ -1,0 +1,273 @@
+"""The fake kernel is one: whatever is asked of it and of Linux, in whatever order, both answer the same.
+
+The same random sequences of system calls run on both, on the same numbers (those of the real one are moved up to where
+none is open), and after each call everything that can be polled is.
+"""
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import select
+import socket
+import struct
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+import epollkit
+from epollkit import IN, OUT
+
+if epollkit.build_info()["build"] == "release":
+    pytest.skip("only the debug build has it", allow_module_level=True)
+
+from epollkit._kernel import booted, loop_state
+
+LOCAL = "127.0.0.1"
+PORT, CLOSED_PORT = 80, 1
+FAKE_BASE = 3
+PATIENCE = 2000                 # looks at a real socket until it has become what it must
+POLLED = (select.POLLIN | select.POLLPRI | select.POLLOUT | select.POLLRDNORM | select.POLLRDBAND | select.POLLWRNORM
+          | select.POLLWRBAND | select.POLLRDHUP)
+ADD, DEL, MOD = 1, 2, 3           # epoll_ctl(2)
+ET, ONESHOT, EXCLUSIVE = select.EPOLLET, select.EPOLLONESHOT, select.EPOLLEXCLUSIVE
+RDHUP, HUP, ERR = select.EPOLLRDHUP, select.EPOLLHUP, select.EPOLLERR
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+class EpollEvent(ctypes.Structure):
+    _pack_ = 1
+    _fields_ = (("events", ctypes.c_uint32), ("data", ctypes.c_uint64))
+
+
+def called(name, *arguments):
+    result = getattr(libc, name)(*arguments)
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return result
+
+
+class Real:
+    """Linux, with the methods of a fake `Process`."""
+
+    def socket(self, family):
+        kind = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
+        return called("socket", socket.AF_INET if family == "tcp" else socket.AF_UNIX, kind, 0)
+
+    def raw(self, address):
+        if isinstance(address, tuple):
+            return struct.pack("=H", socket.AF_INET) + struct.pack("!H", address[1]) + socket.inet_aton(LOCAL) + bytes(8)
+        return struct.pack("=H", socket.AF_UNIX) + address.encode()
+
+    def bind(self, fd, address):
+        raw = self.raw(address)
+        called("bind", fd, raw, len(raw))
+
+    def port(self, fd):
+        name, size = ctypes.create_string_buffer(16), ctypes.c_uint32(16)
+        called("getsockname", fd, name, ctypes.byref(size))
+        return struct.unpack_from("!H", name.raw, 2)[0]
+
+    def connect(self, fd, address):
+        raw = self.raw(address)
+        called("connect", fd, raw, len(raw))
+
+    def listen(self, fd, backlog):
+        called("listen", fd, backlog)
+
+    def accept(self, fd):
+        return called("accept4", fd, None, None, socket.SOCK_NONBLOCK)
+
+    def send(self, fd, data):
+        return called("send", fd, data, ctypes.c_size_t(len(data)), socket.MSG_NOSIGNAL)
+
+    def recv(self, fd, room):
+        buffer = ctypes.create_string_buffer(room)
+        return buffer.raw[:called("recv", fd, buffer, ctypes.c_size_t(room), 0)]
+
+    def read(self, fd, room=8):
+        buffer = ctypes.create_string_buffer(room)
+        return buffer.raw[:called("read", fd, buffer, ctypes.c_size_t(room))]
+
+    def write(self, fd, data):
+        return called("write", fd, data, ctypes.c_size_t(len(data)))
+
+    def shutdown(self, fd, how):
+        called("shutdown", fd, how)
+
+    def error(self, fd):
+        code, size = ctypes.c_int(0), ctypes.c_uint32(4)
+        if libc.getsockopt(fd, socket.SOL_SOCKET, socket.SO_ERROR, ctypes.byref(code), ctypes.byref(size)) < 0:
+            return ctypes.get_errno()
+        return code.value
+
+    def reset(self, fd):
+        linger = struct.pack("ii", 1, 0)
+        called("setsockopt", fd, socket.SOL_SOCKET, socket.SO_LINGER, linger, len(linger))
+        called("close", fd)
+
+    def close(self, fd):
+        called("close", fd)
+
+    def dup(self, fd):
+        return called("dup", fd)
+
+    def dup2(self, fd, target):
+        called("dup3", fd, target, 0)
+
+    def eventfd(self):
+        return called("eventfd", 0, os.EFD_NONBLOCK)
+
+    def pipe(self):
+        ends = (ctypes.c_int * 2)()
+        called("pipe2", ends, os.O_NONBLOCK)
+        return ends[0], ends[1]
+
+    def epoll_create(self):
+        return called("epoll_create1", 0)
+
+    def epoll_ctl(self, epoll_fd, operation, fd, events=0, data=0):
+        called("epoll_ctl", epoll_fd, operation, fd, ctypes.byref(EpollEvent(events, data)))
+
+    def epoll_wait(self, epoll_fd, room=64):
+        events = (EpollEvent * max(room, 1))()
+        count = called("epoll_wait", epoll_fd, events, room, 0)
+        return [(events[i].data, events[i].events) for i in range(count)]
+
+    def poll(self, fd):
+        poll = select.poll()
+        poll.register(fd, POLLED)
+        found = poll.poll(0)
+        if found and found[0][1] & select.POLLNVAL:
+            raise OSError(errno.EBADF, "not open")
+        return found[0][1] if found else 0
+
+
+class Side:
+    """One of the two, its descriptors counted from 0."""
+
+    def __init__(self, calls, base):
+        self.calls, self.base = calls, base
+
+    def __call__(self, name, *arguments):
+        """What a system call returns, or the name of its error."""
+        try:
+            found = getattr(self.calls, name)(*arguments)
+        except OSError as error:
+            return errno.errorcode[error.errno]
+        if name in ("socket", "accept", "dup", "eventfd", "epoll_create"):
+            return found - self.base
+        return tuple(fd - self.base for fd in found) if name == "pipe" else found
+
+
+def moved(step, base, names, number):
+    """An action with real numbers in it; `number` is what an epoll entry made by it is told apart by."""
+    name, *arguments = step
+    if name in ("socket", "eventfd", "pipe", "epoll_create"):
+        return step
+    if name == "connect":
+        return name, arguments[0] + base, names[arguments[1]]
+    if name == "epoll_ctl":
+        return name, arguments[0] + base, arguments[1], arguments[2] + base, arguments[3], number
+    if name == "dup2":
+        return name, arguments[0] + base, arguments[1] + base
+    return name, arguments[0] + base, *arguments[1:]
+
+
+def free_numbers():
+    """The first number above which nothing is open, once everything below is."""
+    holes, highest = [], max(int(name) for name in os.listdir("/proc/self/fd"))
+    while (fd := os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)) <= highest:
+        holes.append(fd)
+    os.close(fd)
+    return fd, holes
+
+
+def open_stage(side, names, family):
+    """0: an epoll set, 1: a listening socket, 2 and 3: a connection that it has accepted."""
+    base = side.base
+    assert (side("epoll_create"), side("socket", family)) == (0, 1)
+    assert side("bind", base + 1, names["open"]) is None
+    assert side("listen", base + 1, 1) is None
+    if family == "tcp" and isinstance(side.calls, Real):
+        names["open"] = (LOCAL, side.calls.port(base + 1))
+    assert side("socket", family) == 2
+    side("connect", base + 2, names["open"])
+    assert side("accept", base + 1) == 3
+
+
+def seen(side):
+    """What is ready for what."""
+    return [side("poll", side.base + fd) for fd in range(MOST_FDS)]
+
+
+def run_both(kernel, family, steps):
+    """Run them on both, and compare at each step."""
+    base, holes = free_numbers()
+    fake, real = Side(kernel.ours, FAKE_BASE), Side(Real(), base)
+    unix = f"\0epollkit-{os.getpid()}"
+    fake_names = {"open": (LOCAL, PORT), "closed": (LOCAL, CLOSED_PORT)}
+    real_names = {"open": (LOCAL, 0), "closed": (LOCAL, CLOSED_PORT)}
+    if family == "unix":
+        fake_names = real_names = {"open": unix, "closed": unix + "-closed"}
+    try:
+        open_stage(fake, fake_names, family)
+        open_stage(real, real_names, family)
+        for number, step in enumerate(steps):
+            expected = real(*moved(step, base, real_names, number))
+            assert fake(*moved(step, FAKE_BASE, fake_names, number)) == expected, f"step {number}: {step}"
+            masks = seen(fake)
+            for _ in range(PATIENCE):
+                if (found := seen(real)) == masks:
+                    break
+                os.sched_yield()
+            else:
+                assert masks == found, f"after step {number}: {step}"
+    finally:
+        for fd in kernel.ours.fds():
+            kernel.ours.close(fd)
+        for fd in [*range(base, base + 64), *holes]:
+            try:
+                os.close(fd)
+            except OSError:
+                pass
+
+
+MOST_FDS = 10
+fds = st.integers(0, MOST_FDS - 2)
+sockets = st.integers(1, MOST_FDS - 2)
+sets = st.sampled_from([0, 0, 0, 0, 4, 5])
+events = st.builds(
+    int.__or__, st.sampled_from([IN, OUT, IN | OUT, IN | RDHUP, IN | OUT | RDHUP | select.EPOLLPRI, RDHUP, 0]),
+    st.sampled_from([0, ET, ET, ET, ET | ONESHOT, ONESHOT, EXCLUSIVE, EXCLUSIVE | ET]))
+steps = st.one_of(
+    st.tuples(st.sampled_from(["socket", "epoll_create", "eventfd", "pipe"]), *[])
+    .flatmap(lambda step: st.just((*step, "tcp") if step[0] == "socket" else step)),
+    st.tuples(st.just("connect"), sockets, st.sampled_from(["open", "open", "open", "closed"])),
+    st.tuples(st.just("accept"), st.sampled_from([1, 1, 1, 2, 4])),
+    st.tuples(st.just("listen"), sockets, st.integers(0, 2)),
+    st.tuples(st.just("send"), sockets, st.binary(min_size=1, max_size=5)),
+    st.tuples(st.just("recv"), sockets, st.integers(1, 8)),
+    st.tuples(st.just("shutdown"), sockets, st.sampled_from([0, 1, 1, 2])),
+    st.tuples(st.sampled_from(["close", "reset", "dup", "error"]), sockets),
+    st.tuples(st.just("dup2"), fds, fds),
+    st.tuples(st.just("read"), fds),
+    st.tuples(st.just("write"), fds, st.just(struct.pack("=Q", 3))),
+    st.tuples(st.just("epoll_ctl"), sets, st.sampled_from([ADD, ADD, ADD, MOD, DEL]), fds, events),
+    st.tuples(st.just("epoll_ctl"), sets, st.sampled_from([ADD, ADD, ADD, MOD, DEL]), fds, events),
+    st.tuples(st.just("epoll_wait"), sets, st.integers(1, 4)),
+    st.tuples(st.just("epoll_wait"), sets, st.integers(1, 4)),
+)
+
+
+@pytest.mark.parametrize("family", ["tcp", "unix"])
+@settings(max_examples=int(os.environ.get("KERNEL_EXAMPLES", "150")))
+@given(steps=st.lists(steps, max_size=30))
+def test_both_answer_the_same(family, steps):
+    steps = [("socket", family) if step[0] == "socket" else step for step in steps]
+    with booted() as kernel:
+        kernel.capacity = 1 << 20
+        run_both(kernel, family, steps)
