@@ -95,7 +95,7 @@ cdef extern from "_kernel.h" nogil:
         uint32_t capacity
         fk_report *batch
         int batch_count
-        char *text
+        unsigned char *text
         size_t text_used
     fk_kernel fk
     const ek_operations fk_operations
@@ -542,7 +542,7 @@ cdef class Kernel:
         for process in self.processes:
             fk_tell_process(&(<Process>process).process)
         fk_end_state(&tags)
-        return PyBytes_FromStringAndSize(fk.text, fk.text_used)
+        return PyBytes_FromStringAndSize(<char *>fk.text, fk.text_used)
 
 
 def booted():

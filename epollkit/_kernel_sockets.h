@@ -325,8 +325,10 @@ static int fk_listen(struct fk_process *process, int fd, int backlog)
     if ((file->state != FK_CLOSED && file->state != FK_LISTENING) || file->phase != FK_UNCONNECTED)
         return -EINVAL;
     if (file->name == NULL) {
-        if (file->kind == FK_UNIX || file->own_length == 0)
+        if (file->kind == FK_UNIX)
             return -EINVAL;
+        if (file->own_length == 0)
+            file->own_length = ek_numeric_address("0.0.0.0", 7, 0, 0, 0, &file->own);
         fk_give_port(&file->own);
         file->name = fk_name(&file->own, file->own_length, 1);
         file->name->bound = file;
