@@ -18,8 +18,9 @@ ends, resets, backlogs), eventfds, pipes. One thread; every descriptor is non-bl
 
 What is not as in Linux, and why:
 
-- Nothing is under way. What is sent is received in the same call, up to the peer's capacity; so an end is never held up
-  behind a full window, SIOCOUTQNSD is 0, and there is no TIME_WAIT. Each order of arrivals is an order of calls.
+- Nothing is under way. What is sent is received, and acknowledged, in the same call, up to the peer's capacity; so an
+  end is never held up behind a full window, SIOCOUTQNSD is 0, and there is no TIME_WAIT. Each order of arrivals is an
+  order of calls. That a FIN is acknowledged late, which wakes its sender again, is up to `spurious()`.
 - Capacity is counted in bytes, by default 64, so that "full" takes few of them; in Linux it is memory, and roughly that.
   When a socket counts as writable again is Linux's rule: TCP a third free, unix a quarter taken, pipes any.
 - A SYN that finds the backlog full is sent again when `answer()` says so, not by a clock.
@@ -455,7 +456,8 @@ cdef class Kernel:
         fk_name_of(&storage, length, True).exists = False
 
     def spurious(self, serial, uint32_t mask):
-        """An event that is not so: reported once, to one who asks for it."""
+        """An event that is not so: reported once, to one who asks for it. With 0, everybody is told what is so again:
+        as when a FIN is acknowledged, which in Linux may take 40 ms, and wakes the one who sent it."""
         cdef fk_file *file = self.find(serial)
         file.spurious = mask
         fk_wake(file, mask)
