@@ -1102,8 +1102,9 @@ class Tool:
     def until(self, text):
         """Turns of the loop until it has printed that; returns what was before it."""
         def printed():
+            ended = self.process.poll() is not None     # before the last look at what it has printed
             self.read()
-            assert text in self.output or self.process.poll() is None, self.output.decode()
+            assert text in self.output or not ended, self.output.decode()
             return text in self.output
 
         try:
