@@ -26,6 +26,8 @@ if DEBUG:
 
 _resolver.IDLE_SECONDS = 0.0        # its threads end with their work, so a test can wait for them
 
+PACKAGES = {"ip": "iproute2", "ss": "iproute2", "nft": "nftables"}      # Debian's, where it has another name
+
 hypothesis.settings.register_profile("epollkit", derandomize=True, deadline=None, print_blob=True)
 hypothesis.settings.load_profile("epollkit")
 
@@ -136,7 +138,7 @@ def find_peer(name: str) -> str:
     """The path of a real program that a test drives. Missing: skipped, or a failure with EPOLLKIT_REQUIRE_PEERS=1."""
     path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin")
     if path is None:
-        message = f"{name} is not installed; on Debian: apt-get install {name}"
+        message = f"{name} is not installed; on Debian: apt-get install {PACKAGES.get(name, name)}"
         if os.environ.get("EPOLLKIT_REQUIRE_PEERS") == "1":
             pytest.fail(message)
         pytest.skip(message)
