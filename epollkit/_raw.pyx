@@ -75,8 +75,8 @@ cdef class Loop(_room.Loop):
         cdef Slot *slot
         slot = self.attach(endpoint, fd, flags)
         endpoint.handler = handler
-        endpoint.registration = make_token(self.anchor, slot)
         try:
+            endpoint.registration = make_token(self.anchor, slot)
             self.watch(slot, events)
         except BaseException:
             if endpoint.slot != NULL:
