@@ -59,11 +59,15 @@ cdef class Loop(_core.Loop):
             timer = self.calls.post(function, arguments)
         else:
             timer = self.calls.schedule(_sys.ek_now_ns() + delay_in_ns, function, arguments)
-        calls = self.bound.get(tag, [])
-        if len(calls) >= 16 and len(calls) & (len(calls) - 1) == 0:     # at 16, 32, 64 ...: drop what is done
-            calls[:] = [call for call in calls if (<Timer>call).function is not None]
-        calls.append(timer)
-        self.bound[tag] = calls
+        try:
+            calls = self.bound.get(tag, [])
+            if len(calls) >= 16 and len(calls) & (len(calls) - 1) == 0:     # at 16, 32, 64 ...: drop what is done
+                calls[:] = [call for call in calls if (<Timer>call).function is not None]
+            calls.append(timer)
+            self.bound[tag] = calls
+        except BaseException:
+            timer.forget()
+            raise
         if endpoint.slot == NULL:           # an allocation ran the collector, and that a finalizer that closed it
             del self.bound[tag]
             timer.forget()
