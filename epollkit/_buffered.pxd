@@ -100,6 +100,7 @@ cdef class Buffered(_core.Endpoint):
     cdef int all_sent(self) except -1
     cdef int cut_short(self, Loop loop) except -1
     cdef int spill(self, Loop loop) except -1
+    cdef int spill_or_end(self, Loop loop) except -1
     cdef int start_queue(self) except -1
     cdef Py_ssize_t hard_limit(self) except -1
     cdef int queue(self, bytes data) except -1

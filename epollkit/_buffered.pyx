@@ -351,7 +351,9 @@ cdef class Buffered(_core.Endpoint):
             loop.scratch_used = 0
             return 0
         if loop.scratch_used:
-            self.spill(loop)                    # what a finalizer wrote while that was sent
+            self.spill_or_end(loop)             # what a finalizer wrote while that was sent
+        if self.slot == NULL:
+            return 0
         if self.state & STREAM_AFTER_SENT and not has_unsent(self):
             return self.all_sent()
         return 0
@@ -371,15 +373,23 @@ cdef class Buffered(_core.Endpoint):
         if not self.state & STREAM_CORKED:
             return 0
         self.state &= ~<uint32_t>STREAM_CORKED
-        return self.spill(loop)
+        return self.spill_or_end(loop)
+
+    cdef int spill_or_end(self, Loop loop) except -1:
+        """Nobody gathers any more. Without the memory to keep what was gathered the connection is reset: were it to go
+        on, there would be a gap."""
+        try:
+            self.spill(loop)
+        except MemoryError as error:
+            loop.scratch_used = 0
+            self.end_with(error)
+        return 0
 
     cdef int spill(self, Loop loop) except -1:
         """Move what was gathered to the queue: something larger follows, or an exception cuts the upcall short. Only
         for the one that has gathered it."""
         if loop.scratch_used and self.slot != NULL:
-            data = PyBytes_FromStringAndSize(loop.scratch, loop.scratch_used)
-            loop.scratch_used = 0
-            self.queue(data)
+            self.queue(PyBytes_FromStringAndSize(loop.scratch, loop.scratch_used))
         loop.scratch_used = 0
         return 0
 
@@ -483,7 +493,10 @@ cdef class Buffered(_core.Endpoint):
                 return self.write_failed(<int>-sent)
             sent = max(sent, 0)
             self.state |= STREAM_BLOCKED
-            self.queue(PyBytes_FromStringAndSize(loop.scratch + sent, offered - sent))
+            try:
+                self.queue(PyBytes_FromStringAndSize(loop.scratch + sent, offered - sent))
+            except MemoryError as error:        # half of it is sent
+                self.end_with(error)
             return self.block() if self.slot != NULL else 0
         return self.flush_queue(loop) if self.output != NULL else 0
 
