@@ -22,6 +22,9 @@ from epollkit.errors import LimitReached, UsageError
 
 logger = logging.getLogger("epollkit")
 
+cdef extern from "Python.h":
+    void PySys_WriteStderr(const char *format, ...) noexcept
+
 cdef double LONGEST_DELAY_SECONDS = 1e9     # 31 years: keeps nanoseconds within 63 bits
 
 
@@ -211,14 +214,18 @@ cdef class Calls:
         return 0
 
     cdef int report(self, object exception, object source) except -1:
-        """Tell the exception handler, or the log, what a handler raised."""
-        if self.exception_handler is not None:
-            try:
-                self.exception_handler(exception, source)
-                return 0
-            except Exception as error:
-                logger.error("the exception handler failed", exc_info=error)
-        logger.error("unhandled exception in %r", source, exc_info=exception)
+        """Tell the exception handler, or the log, what a handler raised. Without memory for that a line on standard
+        error has to do: whoever has that exception is ended by it, not whoever reports it."""
+        try:
+            if self.exception_handler is not None:
+                try:
+                    self.exception_handler(exception, source)
+                    return 0
+                except Exception as error:
+                    logger.error("the exception handler failed", exc_info=error)
+            logger.error("unhandled exception in %r", source, exc_info=exception)
+        except MemoryError:
+            PySys_WriteStderr(b"epollkit: no memory to report an exception with\n")
         return 0
 
     cdef int clear(self) except -1:

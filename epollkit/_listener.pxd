@@ -20,6 +20,7 @@ cdef class Listener(Endpoint):
     cdef readonly int pauses        # how often that happened
     cdef int told                   # the reason of the last pause that was logged
 
+    cdef int accept_those(self, Loop loop) except -1
     cdef int open_connection(self, Loop loop, int fd) except -1
     cdef int pause(self, Loop loop, int error) except -1
     cdef int resume(self) except -1

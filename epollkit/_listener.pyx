@@ -44,6 +44,15 @@ cdef class Listener(Endpoint):
 
     cdef int on_ready(self, uint32_t events) except -1:
         cdef Loop loop = <Loop>self.loop_link
+        try:
+            self.accept_those(loop)
+        except MemoryError as error:        # not the listener's end: who waits is accepted when there is memory again
+            loop.calls.report(error, self)
+            self.pause(loop, errno.ENOMEM)
+        return 0
+
+    cdef int accept_those(self, Loop loop) except -1:
+        """Who waits in the queue, within the budget."""
         cdef int waiting = _sys.ek_accept_queue(self.slot.fd)
         cdef int left = ACCEPT_BUDGET if waiting < 0 else min(max(waiting, 1), <int>ACCEPT_BUDGET)
         cdef bint sure = True               # that somebody waits: the event, or the queue's length, says so
@@ -84,26 +93,32 @@ cdef class Listener(Endpoint):
             loop.attach(endpoint, fd, self.accept_flags)
         except Exception as error:
             _sys.ek_close(fd)
-            return loop.calls.report(error, self.factory)
+            loop.calls.report(error, self.factory)
+            endpoint = None
         except BaseException:
             _sys.ek_close(fd)
             raise
+        if endpoint is None:
+            return 0
         return loop.open_endpoint(endpoint, self.accept_events, _sys.EPOLLIN if self.early_read else 0)
 
     cdef int pause(self, Loop loop, int error) except -1:
         """Leave the set; come back after a while, or as soon as somebody ends, or is idle and could."""
-        if self.slot == NULL:           # closed by what somebody ran as it went
+        if self.slot == NULL or self.paused:    # closed by what somebody ran as it went
             return 0
         loop.set_deadline(self.slot, _sys.ek_now_ns() + ACCEPT_PAUSE_NS)
         self.paused = True
         self.pauses += 1
         set_remove(loop.epoll_fd, self.slot)
-        loop.waiting_for_room.append(self)
-        if self.told != error:          # once: under a storm the log must not be the next thing to fall
-            self.told = error
-            logger.warning("accepting on %s pauses: %s", _sockets.describe(self.address),
-                           f"max_connections={loop.max_connections} reached" if error == OUT_OF_SLOTS
-                           else strerror(error).decode())
+        try:
+            loop.waiting_for_room.append(self)
+            if self.told != error:      # once: under a storm the log must not be the next thing to fall
+                self.told = error
+                logger.warning("accepting on %s pauses: %s", _sockets.describe(self.address),
+                               f"max_connections={loop.max_connections} reached" if error == OUT_OF_SLOTS
+                               else strerror(error).decode())
+        except MemoryError:             # it comes back after a while all the same
+            pass
         return 0
 
     cdef int on_room(self) except -1:
