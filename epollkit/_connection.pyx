@@ -408,14 +408,14 @@ cdef class Connection(Buffered):
         """For a pool, before it is connected: keeper(what, reason) is told what becomes of it, see `tell_keeper`. None:
         nobody is, after all."""
         cdef object name = <size_t><PyObject *>self
-        if self.used:
-            raise UsageError(f"{self!r} was used for another connection; a factory makes a new one each time")
         if keeper is None:
             self.state &= ~<uint32_t>STREAM_KEPT
             loop.kept.pop(name, None)
-        else:
-            loop.kept[name] = keeper
-            self.state |= STREAM_KEPT
+            return
+        if self.used:
+            raise UsageError(f"{self!r} was used for another connection; a factory makes a new one each time")
+        loop.kept[name] = keeper
+        self.state |= STREAM_KEPT
 
     def _park(self, int64_t idle_ns):
         """For a pool: keep it until somebody asks for it, or that long; 0: for ever. Whether it is fit for that: still

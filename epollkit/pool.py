@@ -376,13 +376,15 @@ class Pool:
         destination.members += 1
         destination.connects += 1
         self._counts["connects"] += 1
-        self._promise(destination)
         try:
+            self._promise(destination)
             member.connector = self._loop.connect(destination.address, partial(self._make, member), **self._options)
         except Exception as error:
-            if member.stream is not None:
-                member.stream._keep(self._loop, None)
-            self._failed(member, error)
+            try:
+                if member.stream is not None:
+                    member.stream._keep(self._loop, None)
+            finally:                    # its place is free, whatever that says
+                self._failed(member, error)
         if self.closed:                 # by what the factory did
             self._give_up(member)
 
