@@ -221,7 +221,7 @@ cdef class Connection(Buffered):
             while done < loop.scratch_used and self.slot != NULL:
                 done += tls.seal(loop.scratch + done, loop.scratch_used - done)
         except OSError as error:                    # the session has ended with an error
-            return self.break_with(error)
+            self.break_with(error)
         finally:
             self.state |= corked
             loop.scratch_used = 0
@@ -239,7 +239,8 @@ cdef class Connection(Buffered):
                 if not self.state & STREAM_SEALED and not self.seal_next(loop):
                     break
             except OSError as error:
-                return self.break_with(error)
+                self.break_with(error)
+                break
             if budget <= 0:
                 self.owner().make_ready(self.slot, _sys.EPOLLOUT)
                 break
@@ -299,12 +300,15 @@ cdef class Connection(Buffered):
         cdef Py_ssize_t budget = READ_BUDGET_BYTES
         cdef Py_ssize_t taken
         cdef ssize_t count = 0
+        failure = None
         while self.slot != NULL:
             try:
                 if tls.handshake(loop.input, count, &taken):
                     return self.shaken(None, loop.input + taken, count - taken)
             except OSError as error:
-                return self.shaken(error, NULL, 0)
+                failure = error
+            if failure is not None:
+                return self.shaken(failure, NULL, 0)
             self.flush_secure(loop)
             if self.slot == NULL:
                 return 0
@@ -354,7 +358,8 @@ cdef class Connection(Buffered):
                 self.output = NULL
                 loop.scratch_used = 0
                 self.flush_secure(loop)                 # ... but the alert is
-                return self.break_with(error)
+                self.break_with(error)
+                break
             data += taken
             length -= taken
             try:
@@ -385,15 +390,17 @@ cdef class Connection(Buffered):
         try:
             tls.open_into(bytearray(READ_ROOM_BYTES), NULL, 0, &taken)
         except OSError as error:
-            return self.break_with(error)
-        return self.ended(0)
+            self.break_with(error)
+        return self.ended(0) if self.slot != NULL else 0
 
     cdef int shut_secure(self) except -1:
         """TLS's end-of-stream. The socket's own follows when it is closed."""
         try:
             (<Tls>self.extras.tls).close_notify()
         except OSError as error:
-            return self.break_with(error)
+            self.break_with(error)
+        if self.slot == NULL:
+            return 0
         self.flush_secure(<Loop>self.loop_link)
         if self.slot != NULL and has_unsent(self):
             self.state |= STREAM_SHUT_DUE           # the socket has no room for it: come back

@@ -635,7 +635,7 @@ cdef class HttpConnection(Connection):
                 raise UsageError(f"the application returned {answer!r} for {request!r}, not a Response")
             except Exception as error:
                 logger.error("the application failed on %s %s", request.method, request.target, exc_info=error)
-                return Response(b"Internal Server Error\n", 500, ((b"content-type", b"text/plain"),))
+            return Response(b"Internal Server Error\n", 500, ((b"content-type", b"text/plain"),))
         except BaseException:           # also out of the logging: the next answer must not pass for this request's
             self.refuse(500, "the server is being interrupted", request.method_code == HEAD_HEAD)
             raise

@@ -39,16 +39,18 @@ cdef const ek_operations *install(const ek_operations *operations) noexcept:
 cdef int ask(int call, const int64_t *words, int word_count, int64_t *result) noexcept with gil:
     """Whether a Python function has an answer for this call."""
     cdef bint transfers = call in (EK_CALL_recv, EK_CALL_send, EK_CALL_send_parts)
+    answer = None
     try:
         if transfers:
             answer = functions[call](words[0], transfer_size(call, words))
         else:
             answer = functions[call](*[words[i] for i in range(word_count)])
-        if answer is None:
-            return False
-        result[0] = answer
+        if answer is not None:
+            result[0] = answer
     except BaseException as error:
         failures.append(error)
+        answer = None
+    if answer is None:
         return False
     if transfers and result[0] > 0:
         result[0] = transfer(call, words, result[0])
