@@ -7,6 +7,7 @@ from libc.string cimport strerror
 
 cimport epollkit._buffered as _buffered
 cimport epollkit._sys as _sys
+from epollkit._closings cimport closings_append, closings_reserve
 from epollkit._connection cimport Connection, Extras
 from epollkit._core cimport Endpoint, os_error
 from epollkit._slots cimport SLOT_CONNECTION, SLOT_OWNS_FD, SLOT_TCP, SLOT_TELLS_CLOSE, SLOT_WATCHED
@@ -86,7 +87,7 @@ cdef object error_of(int code):
 cdef int make_address(object address, sockaddr_storage *storage) except -1:
     """The socket address of what `_sockets.checked_target` lets pass, and its length; 0: the host is a name."""
     cdef Py_ssize_t size
-    cdef const char *host
+    cdef const char *host = NULL
     cdef uint32_t flow = 0, scope = 0
     cdef bytes path
     if isinstance(address, str):
@@ -95,6 +96,8 @@ cdef int make_address(object address, sockaddr_storage *storage) except -1:
     try:
         host = PyUnicode_AsUTF8AndSize(address[0], &size)
     except UnicodeEncodeError:          # a lone surrogate
+        host = NULL
+    if host == NULL:
         return 0
     if len(address) == 4:
         flow, scope = address[2], address[3]
@@ -227,9 +230,9 @@ cdef class Connector:
     """
 
     def __cinit__(self):
+        _sys.EK_MADE(_sys.EK_CONNECTOR)
         self.under_way = []
         self.over = []
-        _sys.EK_MADE(_sys.EK_CONNECTOR)
 
     def __init__(self):
         raise UsageError("a Connector comes from Loop.connect(); it is not made by hand")
@@ -317,27 +320,33 @@ cdef class Connector:
 
     cdef bint begin(self, object address) except -1:
         """Whether that address is under way."""
-        cdef Approach approach = Approach.__new__(Approach)
+        cdef Approach approach = None
         cdef Approach former = self.newest
         cdef Loop loop = self.loop
         cdef int64_t due_ns = self.deadline_ns
-        cdef int code
-        loop.check_usable()             # what the collector ran in that allocation may have closed it
-        approach.connector = self
+        cdef int code = 0
+        try:
+            approach = Approach.__new__(Approach)
+            loop.check_usable()         # what the collector ran in that allocation may have closed it
+            self.under_way.append(approach)
+            approach.connector = self
+        except MemoryError as error:
+            self.note(address, error, _sys.ek_now_ns())
+        if approach is None or approach.connector is None:
+            return False
         approach.address = address
         approach.started_ns = _sys.ek_now_ns()
-        self.under_way.append(approach)
         try:
             code = approach.start(loop, self.source)
             if code == 0 and self.tried < len(self.addresses):
                 due_ns = min(due_ns, approach.started_ns + ATTEMPT_DELAY_NS)
             if code == 0:
                 loop.set_deadline(approach.slot, due_ns)
+            elif code:
+                raise error_of(code)
         except Exception as error:
             self.end(approach, error)
-            return False
-        if code:
-            self.end(approach, error_of(code))
+        if approach.connector is None:
             return False
         if former is not None and former.slot != NULL:      # its delay is over; the deadline is everybody's
             loop.set_deadline(former.slot, self.deadline_ns)
@@ -353,6 +362,7 @@ cdef class Connector:
         winner.ended_ns = _sys.ek_now_ns()
         winner.connector = None
         loop.hand_over(winner.slot, heir)
+        loop.closings.promised -= 1         # it has a slot
         self.newest = winner
         self.under_way.remove(winner)
         try:
@@ -375,17 +385,22 @@ cdef class Connector:
         """
         cdef Loop loop = self.loop
         cdef bint late = self.row == TIMED_OUT
-        if late and self.addresses is None:
-            error = TimeoutError(errno.ETIMEDOUT, "its name was not looked up in time")
-            self.note(self.address, error, self.started_ns)
-        self.finish(errno.ETIMEDOUT if late else ECANCELED)
-        reason = None if self.row == CANCELLED else error_of(errno.ETIMEDOUT)   # if Ctrl-C cuts the next line short
+        reason = None
         try:
+            if self.row != CANCELLED:
+                reason = error_of(errno.ETIMEDOUT)          # if Ctrl-C cuts the rest short
+            if late and self.addresses is None:
+                error = TimeoutError(errno.ETIMEDOUT, "its name was not looked up in time")
+                self.note(self.address, error, self.started_ns)
+            self.finish(errno.ETIMEDOUT if late else ECANCELED)
             if reason is not None:
                 reason = _sockets.connect_error(self.address, self.over, late)
+        except MemoryError as error:
+            reason = error
         finally:
             self.stream.loop_link = <PyObject *>loop
-            loop.closings.append((self.stream, reason))
+            closings_append(&loop.closings, self.stream, reason)
+            loop.closings.promised -= 1
         return 0
 
     cdef int finish(self, int code) except -1:
@@ -410,8 +425,12 @@ cdef class Connector:
         return approach.drop()
 
     cdef int note(self, object address, object error, int64_t since_ns) except -1:
-        # Not Attempt(...), whose __new__ is Python: Ctrl-C could come in between.
-        self.over.append(tuple.__new__(Attempt, (address, error, (_sys.ek_now_ns() - since_ns) / 1e9)))
+        """For the account of what was tried. Without memory there is none of this: what follows matters more."""
+        try:
+            # Not Attempt(...), whose __new__ is Python: Ctrl-C could come in between.
+            self.over.append(tuple.__new__(Attempt, (address, error, (_sys.ek_now_ns() - since_ns) / 1e9)))
+        except MemoryError:
+            pass
         return 0
 
     cdef int abandon(self) except -1:
@@ -533,6 +552,9 @@ cdef class Loop(_buffered.Loop):
             secure(stream, ssl, server_hostname or (None if isinstance(target, str) else target[0]),
                    ssl_handshake_timeout)
         self.check_usable()                 # the factory may have done anything
+        if closings_reserve(&self.closings, self.slots.live) < 0:
+            raise MemoryError()
+        self.closings.promised += 1
         connector.loop = self
         connector.stream = stream
         connector.address = address
@@ -547,6 +569,8 @@ cdef class Loop(_buffered.Loop):
             else:
                 connector.ask()
         except BaseException:
+            if connector.row == RESOLVING or connector.row == CONNECTING:       # else it was told, or will be
+                self.closings.promised -= 1
             connector.row = CANCELLED
             connector.finish(ECANCELED)
             raise

@@ -6,6 +6,7 @@ from cpython.object cimport PyObject, visitproc
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from epollkit._calls cimport Calls
+from epollkit._closings cimport Closings
 from epollkit._slots cimport Slot, SlotList, SlotTable
 from epollkit._sys cimport epoll_event
 from epollkit._timers cimport TimerQueue
@@ -89,7 +90,7 @@ cdef class Loop:
     cdef SlotList ready             # slots to be run again without a new edge
     cdef Anchor anchor
     cdef dict bound                 # tag -> list of Timer that die with the slot
-    cdef object closings            # deque of (endpoint, reason): released, on_closed is due
+    cdef Closings closings          # released, on_closed is due
     cdef list waiting_for_room      # endpoints whose on_room is due when a registration ends, or could
     cdef readonly int max_connections
     cdef readonly int instance_bits
@@ -124,6 +125,7 @@ cdef class Loop:
     cdef int time_out(self, Slot *slot) except -1
     cdef Py_ssize_t run_ready(self) except -1
     cdef int run_closed(self) except -1
+    cdef Endpoint forget_closing(self)
     cdef int drop_everything(self) except -1
     cdef int tell_room(self) except -1
     cdef int forget_bound(self, uint64_t tag) except -1

@@ -1,6 +1,5 @@
 """The bare loop: registrations, dispatch, deadlines, turns. Read `_slots.pxd` first; it is the promise."""
 import warnings
-from collections import deque
 
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.object cimport PyObject, PyTypeObject, traverseproc, visitproc
@@ -15,6 +14,9 @@ cimport cython
 
 cimport epollkit._sys as _sys
 from epollkit._calls cimport Calls, Timer
+from epollkit._closings cimport (
+    Closing, closing_free, closings_append, closings_count, closings_free, closings_reserve, closings_take,
+    closings_visit)
 from epollkit._epollset cimport set_add, set_change, set_holds, set_renew
 from epollkit._slots cimport (
     MAX_SLOTS, NO_SLOT, SLOT_BOUND_CALLS, SLOT_CONNECTION, SLOT_IDLE, SLOT_INTERNAL, SLOT_OWNS_FD, SLOT_PEER_CLOSED,
@@ -145,17 +147,16 @@ cdef class Loop:
     """The bare loop: registrations, deadlines, turns. Its contract stands on `epollkit.Loop`, in `_buffered.pyx`."""
 
     def __cinit__(self, *arguments, **options):
+        _sys.EK_MADE(_sys.EK_LOOP)      # first, like what __dealloc__ has to know: the rest may find no memory
         self.epoll_fd = self.wake_fd = -1
         self.closed = True              # until __init__ is through: __dealloc__ then has little to do
         self.anchor = Anchor.__new__(Anchor)
         self.anchor.slots = &self.slots
         self.calls = Calls.__new__(Calls)
         self.bound = {}
-        self.closings = deque()
         self.waiting_for_room = []
         self.thread = PyThread_get_thread_ident()
         self.batch = 1
-        _sys.EK_MADE(_sys.EK_LOOP)
         self.ready.head = self.ready.tail = NO_SLOT
 
     def __init__(self, max_connections=65536, instance_bits=32, batch=512):
@@ -180,6 +181,8 @@ cdef class Loop:
             self.watch(self.attach(Wakeup.__new__(Wakeup), self.wake_fd, SLOT_INTERNAL | SLOT_UNLIMITED | SLOT_OWNS_FD),
                        _sys.EPOLLIN | _sys.EPOLLET)
         except BaseException:
+            if self.wake_fd >= 0 and slot_of_fd(&self.slots, self.wake_fd) == NULL:
+                _sys.ek_close(self.wake_fd)
             self.drop_everything()
             raise
 
@@ -193,7 +196,8 @@ cdef class Loop:
     def __dealloc__(self):
         cdef uint32_t index
         cdef Slot *slot
-        self.anchor.slots = NULL
+        if self.anchor is not None:
+            self.anchor.slots = NULL
         _sys.EK_FREED(_sys.EK_LOOP)
         if not self.closed:         # only if a subclass's __del__ hid ours
             for index in range(self.slots.fresh):
@@ -204,9 +208,10 @@ cdef class Loop:
                     (<Endpoint>slot.endpoint).slot = NULL
                     (<Endpoint>slot.endpoint).loop_link = NULL
                     Py_DECREF(<object>slot.endpoint)
-            for endpoint, _ in self.closings:
-                (<Endpoint>endpoint).loop_link = NULL
             _sys.ek_close(self.epoll_fd)
+        while closings_count(&self.closings):       # also of who came while it was being closed
+            self.forget_closing()
+        closings_free(&self.closings)
         slots_free(&self.slots)
         timers_free(&self.deadlines)
         free(self.events)
@@ -266,7 +271,9 @@ cdef class Loop:
                 raise UsageError(f"fd {fd} is already registered: by what its last owner ran as it went")
         if not flags & SLOT_UNLIMITED and self.at_limit():      # a listener's factory may have taken the last one
             raise LimitReached(f"max_connections={self.max_connections} are registered already")
-        result = slot_take(&self.slots, fd, <PyObject *>endpoint, flags, self.batch, &slot)
+        result = closings_reserve(&self.closings, self.slots.live)
+        if result == 0:
+            result = slot_take(&self.slots, fd, <PyObject *>endpoint, flags, self.batch, &slot)
         if result == -errno.EMFILE:
             raise LimitReached(f"all {self.slots.capacity} slots are taken")
         if result < 0:
@@ -376,7 +383,7 @@ cdef class Loop:
         if flags & SLOT_BOUND_CALLS:
             self.forget_bound(tag)
         if flags & SLOT_TELLS_CLOSE:
-            self.closings.append((endpoint, reason))
+            closings_append(&self.closings, endpoint, reason)
         else:
             endpoint.loop_link = NULL
         Py_DECREF(endpoint)                         # the slot's reference
@@ -397,7 +404,10 @@ cdef class Loop:
         return 0
 
     cdef int tell_room(self) except -1:
-        waiting, self.waiting_for_room = self.waiting_for_room, []
+        try:
+            waiting, self.waiting_for_room = self.waiting_for_room, []
+        except MemoryError:
+            waiting = ()                # they come back by themselves
         for hungry in waiting:
             (<Endpoint>hungry).on_room()
         return 0
@@ -488,7 +498,7 @@ cdef class Loop:
         made += self.dispatch()
         if self.orphans >= ORPHANS_TO_REBUILD:
             self.rebuild()
-        if self.closings:
+        if closings_count(&self.closings):
             self.run_closed()
         if self.closed:
             self.check_usable()                     # raises: a handler forked, and this is the child
@@ -497,7 +507,7 @@ cdef class Loop:
     cdef int64_t wait_limit(self, int64_t timeout_ns, int64_t now_ns) except? -1:
         """How long the wait may block, given everything that is due later or now; -1 without end."""
         cdef int64_t first_ns = min(timers_first_ns(&self.deadlines), timers_first_ns(&self.calls.queue))
-        if self.ready.count or self.closings or self.calls.waiting():
+        if self.ready.count or closings_count(&self.closings) or self.calls.waiting():
             return 0
         if first_ns != INT64_MAX:
             first_ns = max(first_ns - now_ns, <int64_t>0)
@@ -646,8 +656,11 @@ cdef class Loop:
     cdef int run_closed(self) except -1:
         """on_closed for everything that ended in this turn: never from inside somebody's call to close()."""
         cdef Endpoint endpoint
-        for _ in range(len(self.closings)):
-            endpoint, reason = self.closings.popleft()
+        cdef Closing closing
+        for _ in range(closings_count(&self.closings)):
+            closing = closings_take(&self.closings)
+            endpoint, reason = <Endpoint>closing.endpoint, <object>closing.reason
+            closing_free(&closing)
             try:
                 endpoint.on_closed(reason)
             except Exception as error:
@@ -655,6 +668,14 @@ cdef class Loop:
             finally:
                 endpoint.loop_link = NULL
         return 0
+
+    cdef Endpoint forget_closing(self):
+        """The first that is still to be told never is."""
+        cdef Closing closing = closings_take(&self.closings)
+        cdef Endpoint endpoint = <Endpoint>closing.endpoint
+        endpoint.loop_link = NULL
+        closing_free(&closing)
+        return endpoint
 
     # -- copies of our descriptors -------------------------------------------------------------------------------------
 
@@ -722,7 +743,7 @@ cdef class Loop:
                 self.release(slot, None)
         self.closed = True              # from here on an upcall that wants to register is told so
         try:
-            while self.closings:
+            while closings_count(&self.closings):
                 self.run_closed()
         finally:
             self.closed = False
@@ -737,7 +758,7 @@ cdef class Loop:
             return 0
         self.closed = True
         self.batch_cursor = self.batch_count = 0
-        self.waiting_for_room = []
+        self.waiting_for_room.clear()
         for index in range(self.slots.fresh):
             slot = slot_at(&self.slots, index)
             if slot.endpoint != NULL:
@@ -745,10 +766,8 @@ cdef class Loop:
                 slot.flags &= ~<uint16_t>SLOT_TELLS_CLOSE
                 self.release(slot, None)
                 dropped.let_go()
-        for endpoint, _ in self.closings:
-            (<Endpoint>endpoint).loop_link = NULL
-            (<Endpoint>endpoint).let_go()
-        self.closings.clear()
+        while closings_count(&self.closings):
+            self.forget_closing().let_go()
         self.calls.clear()
         if self.epoll_fd >= 0:
             _sys.ek_close(self.epoll_fd)
@@ -766,6 +785,8 @@ cdef int traverse_loop(PyObject *this, visitproc visit, void *argument) except -
     cdef Loop loop = <Loop>this
     cdef uint32_t index
     cdef int result = traverse_fields(this, visit, argument)
+    if result == 0:
+        result = closings_visit(&loop.closings, visit, argument)
     for index in range(loop.slots.fresh):
         if result == 0 and slot_at(&loop.slots, index).endpoint != NULL:
             result = visit(slot_at(&loop.slots, index).endpoint, argument)

@@ -118,7 +118,8 @@ def registration_fields(_buffered.Loop loop not None, uint32_t index):
         "_core.Loop.deadlines": queued, "_core.Loop.events": in_batch,
         "_core.Loop.ready": index in ready_slots(loop),
         "_core.Loop.bound": len(loop.bound.get(slot_tag(slot), ())),
-        "_core.Loop.closings": sum([1 for closing, _ in loop.closings if closing is endpoint]),
+        "_core.Loop.closings": sum([1 for i in range(loop.closings.first, loop.closings.end)
+                                    if <object>loop.closings.entries[i].endpoint is endpoint]),
         "_core.Loop.waiting_for_room": sum([1 for waiting in loop.waiting_for_room if waiting is endpoint]),
         "_buffered.Loop.scratch_used": loop.scratch_used,
     }
