@@ -55,7 +55,7 @@ class House:
         self.file = shared.file                 # for Echo.do_file
         self.live = self.loop.stats().live
         self.pools: list[Pool] = []
-        self.tokens: list[Any] = []
+        self.token: Any = None
 
     def hear(self, error: BaseException, source: object) -> None:
         self.told.append(error)
@@ -125,9 +125,8 @@ class House:
 
     def leave(self) -> None:
         """Clients go, pools are closed; nothing is left but who listens."""
-        for token in self.tokens:
-            if token.live:
-                self.loop.unregister(token)
+        if self.token is not None and self.token.live:
+            self.loop.unregister(self.token)
         for client in self.clients:
             client.close()
         for pool in self.pools:
@@ -257,7 +256,7 @@ def raw(house: House) -> Action:
 
     def act() -> None:
         token = house.loop.register(left, IN | ONESHOT, lambda token, events: None)
-        house.tokens.append(token)
+        house.token = token
         house.turns()
         house.loop.modify(token, IN | ONESHOT)
         house.turns()
@@ -295,7 +294,6 @@ def opening(house: House) -> Action:
         with Loop() as loop:
             listen(loop, LOCAL, house.answer).close()
             loop.listen(LOCAL, house.make_echo)
-            loop.prepare()
             loop.turn(0)
     return act
 
@@ -374,17 +372,21 @@ def is_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or "Memory allocation failure" in str(error)      # getaddrinfo's EAI_MEMORY
 
 
-def tried(act: Action, hook: Any, nth: int) -> tuple[bool, list[BaseException]]:
-    """What is done with the nth allocation failing: whether it did, and what was raised."""
-    raised: list[BaseException] = []
+def tried(act: Action, hook: Any, nth: int) -> tuple[bool, BaseException | None]:
+    """What is done with the nth allocation failing: whether it did, and what was raised. It allocates nothing itself."""
+    raised: BaseException | None = None
     try:
         hook.begin(nth)
         act()
     except Exception as error:
-        raised.append(error)
+        raised = error
     while True:
-        with contextlib.suppress(MemoryError):
-            return hook.end() or bool(raised), raised
+        try:
+            fired = hook.end()
+            break
+        except MemoryError as error:        # it needs some, too
+            raised = raised or error
+    return fired or raised is not None, raised
 
 
 def once(scene: Callable[[House], Action], hook: Any, nth: int, shared: Shared) -> tuple[bool, list[str]]:
@@ -392,7 +394,7 @@ def once(scene: Callable[[House], Action], hook: Any, nth: int, shared: Shared) 
     house = House(shared)
     act = scene(house)
     fired, raised = tried(act, hook, nth)
-    problems = [f"raised {error!r}" for error in raised if not is_memory(error)]
+    problems = [f"raised {raised!r}"] if raised is not None and not is_memory(raised) else []
     fired = fired or bool(house.told)
     try:
         house.served()
