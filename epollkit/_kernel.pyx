@@ -21,7 +21,7 @@ What is not as in Linux, and why:
 - Nothing is under way. What is sent is received, and acknowledged, in the same call, up to the peer's capacity; so an
   end is never held up behind a full window, SIOCOUTQNSD is 0, and there is no TIME_WAIT. Each order of arrivals is an
   order of calls. That a FIN is acknowledged late, which wakes its sender again, is up to `spurious()`.
-- Capacity is counted in bytes, by default 64, so that "full" takes few of them; in Linux it is memory, and roughly that.
+- Capacity is counted in bytes, 64 by default, so that "full" takes few of them; in Linux it is memory, and roughly so.
   When a socket counts as writable again is Linux's rule: TCP a third free, unix a quarter taken, pipes any.
 - A SYN that finds the backlog full is sent again when `answer()` says so, not by a clock.
 - Of several exclusive watchers all are woken: Linux stops at the first who sleeps in epoll_wait, and here nobody does.
@@ -548,8 +548,8 @@ cdef class Kernel:
 
 
 def booted():
-    """A kernel that runs, and whose operations are in force, for the length of a block: `with booted() as kernel`. Loops
-    are made inside, and closed before its end."""
+    """A kernel that runs for the length of a block, with its operations in force: `with booted() as kernel`. Loops are
+    made inside, and closed before its end."""
     return Kernel()
 
 
@@ -595,10 +595,12 @@ cdef tuple slot_list(Loop loop, uint32_t index):
 
 
 cdef tuple slot_state(Loop loop, const Slot *slot):
-    cdef bint released = slot.released_batch == loop.batch
+    cdef bint under_way = loop.batch_cursor < loop.batch_count      # the next one has another number
+    cdef bint released = under_way and slot.released_batch == loop.batch
     return (
         slot.fd, slot.flags, slot.pending, slot.events, ahead(slot.timer.due_ns), slot.timer.place != 0,
-        slot.registered_batch == loop.batch, released, slot.generation - slot.released_generation if released else 0,
+        under_way and slot.registered_batch == loop.batch, released,
+        slot.generation - slot.released_generation if released else 0,
         slot.generation if slot.generation > LAST_GENERATIONS else 0,
         endpoint_state(<Endpoint>slot.endpoint) if slot.endpoint != NULL else None,
     )
