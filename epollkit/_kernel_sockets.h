@@ -142,7 +142,7 @@ static ssize_t fk_unix_send(struct fk_file *file, const struct iovec *parts, siz
     uint32_t sent;
     if (file->state != FK_CONNECTED)
         return -ENOTCONN;
-    if (file->shut & FK_SEND || file->peer == NULL)
+    if (file->shut & FK_SEND || file->peer == NULL || (total > 0 && file->peer->shut & FK_RECEIVE))
         return -EPIPE;
     sent = fk_store_parts(file->peer, parts, total);
     if (sent > 0) {

@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import random
 import select
 import socket
 import struct
@@ -28,6 +29,7 @@ from epollkit._kernel import booted, loop_state
 LOCAL = "127.0.0.1"
 PORT, CLOSED_PORT = 80, 1
 FAKE_BASE = 3
+EXAMPLES = 200
 PATIENCE = 2000                 # looks at a real socket until it has become what it must
 POLLED = (select.POLLIN | select.POLLPRI | select.POLLOUT | select.POLLRDNORM | select.POLLRDBAND | select.POLLWRNORM
           | select.POLLWRBAND | select.POLLRDHUP)
@@ -201,19 +203,21 @@ def free_numbers():
     return fd, holes
 
 
-def open_stage(side, names, family, masks):
-    """0: an epoll set, 1: a listening socket, from 2 on connections that it has accepted, both ends of each. All are in
-    the set, but for those whose mask is None."""
+def open_stage(side, names, family, masks, copies=()):
+    """0: an epoll set, 1: a listening socket, from 2 on connections that it has accepted, both ends of each, and copies
+    of some. All are in the set, but for those whose mask is None."""
     base = side.base
     assert (side("epoll_create"), side("socket", family)) == (0, 1)
     assert side("bind", base + 1, names["open"]) is None
     assert side("listen", base + 1, 1) is None
     if family == "tcp" and isinstance(side.calls, Real):
         names["open"] = (LOCAL, side.calls.port(base + 1))
-    for fd in range(2, len(masks), 2):
+    for fd in range(2, len(masks) - len(copies), 2):
         assert side("socket", family) == fd
         side("connect", base + fd, names["open"])
         assert side("accept", base + 1) == fd + 1
+    for fd in copies:
+        side("dup", base + fd)
     for fd in range(1, len(masks)):
         if masks[fd] is not None:
             side("epoll_ctl", base, ADD, base + fd, masks[fd], 1000 + fd)      # EINVAL for some that are EXCLUSIVE
@@ -224,8 +228,8 @@ def seen(side):
     return [side("poll", side.base + fd) for fd in range(MOST_FDS)]
 
 
-def run_both(kernel, family, masks, steps):
-    """Run them on both, and compare at each step. `masks` is for `open_stage`."""
+def compare(kernel, family, stage, steps):
+    """Run them on both, and compare at each step."""
     base, holes = free_numbers()
     fake, real = Side(kernel.ours, FAKE_BASE), Side(Real(), base)
     unix = f"\0epollkit-{os.getpid()}"
@@ -233,13 +237,15 @@ def run_both(kernel, family, masks, steps):
     real_names = {"open": (LOCAL, 0), "closed": (LOCAL, CLOSED_PORT)}
     if family == "unix":
         fake_names = real_names = {"open": unix, "closed": unix + "-closed"}
+    done = []
     try:
-        open_stage(fake, fake_names, family, masks)
-        open_stage(real, real_names, family, masks)
+        open_stage(fake, fake_names, family, *stage)
+        open_stage(real, real_names, family, *stage)
         for number, step in enumerate(steps):
+            done.append(step)
             expected = real(*moved(step, base, real_names, number))
             found = fake(*moved(step, FAKE_BASE, fake_names, number))
-            assert found == expected, f"step {number}, {step}: {found}, but in Linux {expected}"
+            assert found == expected, f"{stage}, {done}: {found}, but in Linux {expected}"
             real.calls.acknowledge(range(base, base + MOST_FDS))
             masks = seen(fake)
             for _ in range(PATIENCE):
@@ -247,7 +253,7 @@ def run_both(kernel, family, masks, steps):
                     break
                 os.sched_yield()
             else:
-                raise AssertionError(f"after step {number}, {step}: {masks}, but in Linux {expected}")
+                raise AssertionError(f"{stage}, {done}: ready for {masks}, but in Linux {expected}")
     finally:
         for fd in kernel.ours.fds():
             kernel.ours.close(fd)
@@ -256,67 +262,73 @@ def run_both(kernel, family, masks, steps):
                 os.close(fd)
 
 
-MOST_FDS = 12
-WATCHED = [IN, OUT, IN | OUT, IN | RDHUP, IN | OUT | RDHUP | select.EPOLLPRI, RDHUP, 0]
+MOST_FDS = 14
+WATCHED = [IN, IN | RDHUP, OUT, IN | OUT, IN | OUT | RDHUP | select.EPOLLPRI, RDHUP, 0]
 HOW = [0, ET, ET, ET, ET | ONESHOT, ONESHOT, EXCLUSIVE, EXCLUSIVE | ET]
-EVENTS = st.builds(int.__or__, st.sampled_from(WATCHED), st.sampled_from(HOW))
+ALWAYS = IN | RDHUP | ET
 # What is done, to files of which kind ("any" is any number, open or not), with what.
 ACTIONS = {
-    "socket": (None, st.none()), "epoll_create": (None, st.none()), "eventfd": (None, st.none()),
-    "pipe": (None, st.none()),
-    "connect": ("socket", st.sampled_from(["open", "open", "open", "closed"])),
-    "accept": ("listener", st.none()),
-    "listen": ("socket", st.integers(0, 2)),
-    "send": ("socket", st.binary(min_size=1, max_size=5)),
-    "recv": ("socket", st.integers(1, 8)),
-    "shutdown": ("socket", st.sampled_from([1, 0, 2])),
-    "close": ("any", st.none()), "reset": ("socket", st.none()), "dup": ("any", st.none()),
-    "error": ("socket", st.none()),
-    "dup2": ("any", st.integers(0, MOST_FDS - 1)),
-    "read": ("any", st.none()), "write": ("any", st.just(struct.pack("=Q", 3))),
-    "epoll_ctl": ("epoll", EVENTS), "epoll_wait": ("epoll", st.integers(1, 6)),
+    "socket": ("", []), "epoll_create": ("", []), "eventfd": ("", []), "pipe": ("", []),
+    "connect": ("socket", ["open", "open", "open", "closed"]),
+    "accept": ("listener", []),
+    "listen": ("socket", [0, 1, 2]),
+    "send": ("socket", [b"a", b"bc", b"def"]),
+    "recv": ("socket", [1, 2, 8]),
+    "shutdown": ("socket", [0, 1, 1, 2]),
+    "close": ("any", []), "reset": ("socket", []), "dup": ("any", []), "error": ("socket", []),
+    "dup2": ("any", [*range(MOST_FDS)]),
+    "read": ("any", []), "write": ("any", [struct.pack("=Q", 3)]),
+    "epoll_ctl": ("epoll", [first | second for first in WATCHED for second in HOW]),
+    "epoll_wait": ("epoll", [1, 2, 3, 10]),
 }
-# Two sequences: of everything, and of what fills batches.
+# Three sequences: of everything; of what makes connections and ends them; of what fills batches.
 EVERYTHING = [*ACTIONS, *["epoll_ctl", "epoll_wait"] * 4, *["send", "recv"] * 2, "connect", "accept", "shutdown"]
-BUSY = [*["send"] * 6, *["recv"] * 4, *["epoll_wait"] * 3, "epoll_ctl", "shutdown", "close", "reset", "dup", "connect",
-        "accept", "socket"]
+LIVES = ["socket", "connect", "accept", "send", "recv", "shutdown", "close", "reset", "dup", "error", "listen",
+         *["epoll_ctl", "epoll_wait"] * 2]
+BUSY = [*["send"] * 8, *["recv"] * 4, *["epoll_wait"] * 3, "epoll_ctl", "shutdown", "close", "connect"]
 
 
-def drawn_steps(data, kernel, family, names, count):
+def drawn_steps(draw, kernel, family, names, count):
     """Actions that mostly make sense: on the right kind of file, if one is open."""
     for _ in range(count):
-        name = data.draw(st.sampled_from(names))
-        kind, argument = ACTIONS[name]
-        value = data.draw(argument)
-        if kind is None:
+        name = draw.choice(names)
+        kind, values = ACTIONS[name]
+        arguments = [draw.choice(values)] if values else []
+        if not kind:
             yield (name, family) if name == "socket" else (name,)
             continue
         kinds = {serial: kind for serial, kind, _ in kernel.open_files()}
         numbers = {fd - FAKE_BASE: kinds[kernel.ours.file(fd)] for fd in kernel.ours.fds()}
-        fitting = {"any": [*range(MOST_FDS)], "epoll": [fd for fd, kind in numbers.items() if kind == "epoll"],
-                   "socket": [fd for fd, kind in numbers.items() if kind == family and fd != 1], "listener": [1]}[kind]
-        fd = data.draw(st.sampled_from((fitting or [0]) * 4 + ([0] * 20 if kind == "epoll" else [0, 1, 4])))
+        fitting = {"any": [*range(1, MOST_FDS)], "listener": [1],
+                   "epoll": [0, 0, 0, *(fd for fd, kind in numbers.items() if kind == "epoll")],
+                   "socket": [fd for fd, kind in numbers.items() if kind == family and fd != 1]}[kind]
+        fd = draw.choice(fitting if fitting and draw.random() < 0.9 else range(MOST_FDS))
         if name == "epoll_ctl":
-            operation = data.draw(st.sampled_from([ADD, ADD, ADD, MOD, DEL]))
-            yield name, fd, operation, data.draw(st.sampled_from([*numbers] * 4 + [0, 5])), value
-        else:
-            yield (name, fd) if value is None else (name, fd, value)
+            target = draw.choice([*numbers] if numbers and draw.random() < 0.9 else range(MOST_FDS))
+            arguments = [draw.choice([ADD, ADD, ADD, MOD, MOD, DEL]), target, *arguments]
+        yield name, fd, *arguments
 
 
-def drawn_masks(data):
-    """Of what is there from the start: 1 to 4 connections."""
-    count = 2 + 2 * data.draw(st.integers(1, 4))
-    return [None, None, *(data.draw(st.one_of(st.just(IN | RDHUP | ET), EVENTS, st.none())) for _ in range(2, count))]
+def drawn_stage(draw):
+    """One to four connections, copies of some of their ends, and what is watched from the start."""
+    ends = 2 * draw.randint(1, 4)
+    copies = [draw.randint(2, ends + 1) for _ in range(draw.randint(0, 2))]
+    watched = [draw.choice([ALWAYS, ALWAYS | OUT, None, draw.choice(ACTIONS["epoll_ctl"][1])])
+               for _ in range(ends + len(copies))]
+    return [None, draw.choice([IN, None]), *watched], copies
 
 
 @pytest.mark.parametrize("family", ["tcp", "unix"])
-@pytest.mark.parametrize("names", [EVERYTHING, BUSY], ids=["everything", "busy"])
-@settings(max_examples=100)
-@given(data=st.data(), count=st.integers(5, 40))
-def test_both_answer_the_same(family, names, data, count):
+@pytest.mark.parametrize("names", [EVERYTHING, LIVES, BUSY], ids=["everything", "lives", "busy"])
+@settings(max_examples=EXAMPLES)
+@given(seed=st.integers(0, 2**32 - 1), count=st.integers(1, 60))
+def test_both_answer_the_same(family, names, seed, count):
+    """What is drawn depends on what there is, and is quicker drawn here than by hypothesis; a failure names its steps,
+    and those before the last that mattered are few once `count` has shrunk."""
+    draw = random.Random(seed)
     with booted() as kernel:
         kernel.capacity = 1 << 20
-        run_both(kernel, family, drawn_masks(data), drawn_steps(data, kernel, family, names, count))
+        compare(kernel, family, drawn_stage(draw), drawn_steps(draw, kernel, family, names, count))
 
 
 def fill(side, fd):
