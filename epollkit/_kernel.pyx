@@ -69,6 +69,7 @@ cdef extern from "_kernel.h" nogil:
         fk_kind kind
         int references
         uint32_t spurious
+        fk_file *peer
         fk_state state
         sockaddr_storage far
         int far_length
@@ -216,6 +217,13 @@ cdef class Process:
         if file == NULL:
             checked(-errno.EBADF)
         return file.serial
+
+    def peer(self, int fd):
+        """The serial number of the open file at the other end of a socket or pipe; None: there is none, or no more."""
+        cdef fk_file *file = fk_get(self.me(), fd)
+        if file == NULL:
+            checked(-errno.EBADF)
+        return file.peer.serial if file.peer != NULL else None
 
     def close(self, int fd):
         checked(fk_close(self.me(), fd))
