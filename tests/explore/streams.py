@@ -1,0 +1,342 @@
+"""Worlds of connections: a listener, streams, and peers in another process of the fake kernel."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from checks import Conversation, require
+from engine import Run
+from worlds import Interrupt, Option, World
+
+import epollkit
+from epollkit import UsageError
+
+ADDRESS = ("127.0.0.1", 80)
+ENDING_SECONDS = 60         # longer than a close may take
+SHUT_WRITE = 1
+
+
+class Spy(epollkit.Stream):
+    """Tells its world everything, and does what the world chooses."""
+
+    def __init__(self, world: Streams, talk: Conversation) -> None:
+        self.world, self.talk = world, talk
+        self.file = 0
+
+    def on_open(self) -> None:
+        self.file = self.world.ours.file(self.fileno())
+        self.world.told(self, "on_open")
+
+    def on_data(self, data: bytes) -> None:
+        self.world.told(self, "on_data", data)
+
+    def on_eof(self) -> None:
+        self.world.told(self, "on_eof")
+
+    def on_error(self, error: BaseException) -> None:
+        self.world.told(self, "on_error", error)
+
+    def on_timeout(self, which: str) -> None:
+        self.world.told(self, "on_timeout", which)
+        super().on_timeout(which)
+
+    def on_close(self, error: BaseException | None) -> None:
+        self.world.told(self, "on_close", error)
+
+
+class Streams(World):
+    """Connections come, speak, end and are reset; handlers close, abort, write, pause; a listener accepts in between.
+
+    verbs: "send", "fin", "rst", "leave", "hear": of a peer. "close", "abort", "write", "pause", "shut": of whoever
+    has a stream. "refuse": a factory that raises. "copy": dup, "fork": both keep a closed file open. "raise",
+    "interrupt": in an upcall.
+    """
+
+    peers = 3               # connections that are ever made
+    begin = 1               # of them, those at the beginning
+    verbs = frozenset({"send", "fin", "rst", "leave", "hear", "close", "abort", "write", "pause", "shut", "refuse", "copy",
+                       "fork", "raise", "interrupt"})
+
+    def __init__(self, run: Run, bits: int = 32, verbs: frozenset[str] | None = None) -> None:
+        super().__init__(run, bits)
+        if verbs is not None:
+            self.verbs = verbs
+        self.far = self.kernel.process()
+        self.child: Any = None
+        self.talks: list[Conversation] = []         # in the order of their connects
+        self.ends: dict[Conversation, int] = {}     # the peer's descriptor, while it has one
+        self.queued: list[Conversation] = []        # not accepted yet
+        self.streams: dict[Conversation, Spy] = {}
+
+    def start(self) -> None:
+        self.listener = self.kernel.listen(self.loop, ADDRESS, self.accepted)
+        for _ in range(self.begin):
+            self.connect()
+        while self.queued:
+            self.turn()
+
+    # -- what can happen -----------------------------------------------------------------------------------------------
+
+    def outside(self) -> list[Option]:
+        found: list[Option] = []
+        if len(self.talks) < self.peers:
+            found.append(("somebody connects", self.connect))
+        for talk in self.talks:
+            if talk in self.ends:
+                found += self.peer_options(talk)
+        if "fork" in self.verbs and self.child is None:
+            found.append(("we fork", self.fork))
+        return found + self.options()
+
+    def peer_options(self, talk: Conversation) -> list[Option]:
+        name = f"{talk.name}'s peer"
+        found: list[Option] = []
+        if "send" in self.verbs and not talk.fin:
+            found.append((f"{name} sends", lambda: self.send(talk)))
+        if "fin" in self.verbs and not talk.fin:
+            found.append((f"{name} ends", lambda: self.end(talk)))
+        if "rst" in self.verbs:
+            found.append((f"{name} resets", lambda: self.reset(talk)))
+        if "leave" in self.verbs:
+            found.append((f"{name} leaves", lambda: self.leave(talk)))
+        if "hear" in self.verbs and talk.heard < talk.written:
+            found.append((f"{name} reads", lambda: self.hear(talk)))
+        return found
+
+    def options(self, stream: Spy | None = None) -> list[Option]:
+        """For everybody, or within one's upcall."""
+        found: list[Option] = []
+        for other in self.open_streams():
+            found += self.stream_options(other)
+        if stream is not None and "raise" in self.verbs:
+            found.append(("raises", lambda: self.fail(stream)))
+        if stream is not None and "interrupt" in self.verbs:
+            found.append(("Ctrl-C", self.interrupt))
+        return found
+
+    def open_streams(self) -> list[Spy]:
+        return [stream for stream in self.streams.values() if stream.talk.opened and not stream.is_closing]
+
+    def stream_options(self, stream: Spy) -> list[Option]:
+        talk = stream.talk
+        found: list[Option] = []
+        if "close" in self.verbs:
+            found.append((f"closes {talk.name}", lambda: self.close_stream(stream)))
+        if "abort" in self.verbs:
+            found.append((f"aborts {talk.name}", lambda: self.abort(stream)))
+        if "write" in self.verbs and not talk.shut:
+            found.append((f"writes to {talk.name}", lambda: self.write(stream)))
+        if "shut" in self.verbs and not talk.shut:
+            found.append((f"shuts {talk.name} down", lambda: self.shut(stream)))
+        if "pause" in self.verbs and not talk.ended:
+            found.append((f"resumes {talk.name}", lambda: self.resume(stream)) if talk.paused else
+                         (f"pauses {talk.name}", lambda: self.pause(stream)))
+        if "copy" in self.verbs and not self.descriptors.files:
+            found.append((f"copies {talk.name}'s descriptor", lambda: self.copy(stream)))
+        return found
+
+    # -- the peers -----------------------------------------------------------------------------------------------------
+
+    def connect(self) -> None:
+        talk = Conversation(chr(ord("A") + len(self.talks)))
+        fd = self.far.socket()
+        try:
+            self.far.connect(fd, ADDRESS)
+        except BlockingIOError:
+            pass
+        self.talks.append(talk)
+        self.queued.append(talk)
+        self.ends[talk] = fd
+
+    def send(self, talk: Conversation) -> None:
+        try:
+            talk.sent += self.far.send(self.ends[talk], talk.small)
+        except OSError:
+            pass                        # full, or we are gone
+
+    def end(self, talk: Conversation) -> None:
+        try:
+            self.far.shutdown(self.ends[talk], SHUT_WRITE)
+        except OSError:
+            return
+        talk.fin = True
+
+    def reset(self, talk: Conversation) -> None:
+        self.far.reset(self.ends.pop(talk))
+        talk.rst = True
+
+    def leave(self, talk: Conversation) -> None:
+        self.far.close(self.ends.pop(talk))
+        talk.fin = talk.left = True
+
+    def hear(self, talk: Conversation) -> bool:
+        """Whether anything was there."""
+        try:
+            data = self.far.recv(self.ends[talk], 1 << 16)
+        except OSError:
+            return False
+        require(data == talk.large * len(data), 7, f"{talk.name}'s peer gets {data!r}")
+        talk.heard += len(data)
+        require(talk.heard <= talk.written, 7, f"{talk.name}'s peer gets more than was written")
+        return bool(data)
+
+    def fork(self) -> None:
+        self.loop.forked = True         # what the hook does
+        self.child = self.ours.fork()
+
+    def copy(self, stream: Spy) -> None:
+        self.descriptors.opened(self.ours.dup(stream.fileno()))
+
+    # -- streams -------------------------------------------------------------------------------------------------------
+
+    def accepted(self) -> Spy:
+        talk = self.queued.pop(0)
+        if "refuse" in self.verbs and not self.closing and self.pick(
+                f"the factory of {talk.name}", [("", None), ("raises", None)]):
+            talk.closed = True
+            error = RuntimeError(f"of {talk.name}'s factory")
+            self.reports.raised.append(error)
+            raise error
+        self.streams[talk] = Spy(self, talk)
+        return self.streams[talk]
+
+    def told(self, stream: Spy, upcall: str, value: Any = None) -> None:
+        talk = stream.talk
+        if self.closing:
+            return
+        if upcall == "on_open" and talk in self.ends:
+            require(self.ours.peer(stream.fileno()) in (self.far.file(self.ends[talk]), None), 7,
+                    f"{talk.name} has somebody else's connection")
+        self.story.append(f"{talk.name}.{upcall}({'' if value is None else repr(value)})")
+        talk.told(upcall, value)
+        if upcall == "on_close":
+            del self.streams[talk]
+        self.acts(f"{talk.name}.{upcall}", f"{talk.name}.{upcall}", lambda: self.options(stream))
+
+    def close_stream(self, stream: Spy) -> None:
+        stream.talk.closing = True
+        stream.close()
+
+    def abort(self, stream: Spy) -> None:
+        stream.talk.aborted = True
+        stream.abort()
+
+    def write(self, stream: Spy) -> None:
+        stream.talk.written += 2
+        stream.write(2 * stream.talk.large)
+
+    def shut(self, stream: Spy) -> None:
+        stream.talk.shut = True
+        stream.shutdown_write()
+
+    def pause(self, stream: Spy) -> None:
+        stream.talk.paused = True
+        stream.pause_reading()
+
+    def resume(self, stream: Spy) -> None:
+        stream.talk.paused = False
+        stream.resume_reading()
+
+    def fail(self, stream: Spy) -> None:
+        stream.talk.raised = True
+        error = RuntimeError(f"of {stream.talk.name}")
+        self.reports.raised.append(error)
+        raise error
+
+    def interrupt(self) -> None:
+        raise Interrupt
+
+    # -- what must hold ------------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        assert self.table is not None
+        self.descriptors.check(self.table.check({}))
+        for stream in self.streams.values():
+            fd = number(stream)
+            if stream.file and fd >= 0:
+                require(self.ours.file(fd) == stream.file, 6,
+                        f"{stream.talk.name}'s descriptor was closed by somebody else")
+        require(self.loop.stats().wrong_deliveries == 0, 1, "an event has reached somebody younger than itself")
+
+    def settled(self) -> None:
+        for talk in self.talks:
+            talk.settled()
+        require(not self.queued, 5, "somebody was not accepted")
+        self.hear_all()
+        self.kernel.advance(ENDING_SECONDS)
+        while self.progress():
+            self.hear_all()
+        for stream in self.streams.values():
+            require(not stream.talk.closing, 8, f"{stream.talk.name} was closed a minute ago, and is not")
+
+    def hear_all(self) -> None:
+        """Everybody reads what there is, as long as there is anything."""
+        while any([self.hear(talk) for talk in self.talks if talk in self.ends]):
+            while self.progress():
+                pass
+        for talk in self.talks:
+            if talk in self.ends and talk.closed and not (talk.over or talk.left or talk.rst or self.copied()):
+                require(talk.heard == talk.written, 5, f"{talk.name}'s peer has {talk.heard} of {talk.written} bytes")
+
+    def copied(self) -> bool:
+        return self.child is not None or bool(self.descriptors.files)
+
+    def progress(self) -> bool:
+        """A turn; whether anything has happened in it."""
+        before = self.batches(), self.upcalls(), len(self.streams)
+        self.turn()
+        self.check()
+        return (self.batches(), self.upcalls(), len(self.streams)) != before
+
+    def own_key(self) -> object:
+        talks = tuple((talk.key(), self.ends.get(talk, -1)) for talk in self.talks)
+        streams = tuple((talk.name, number(stream)) for talk, stream in self.streams.items())
+        queued = tuple(talk.name for talk in self.queued)
+        return talks, streams, queued, self.inside, len(self.reports.raised), self.child is not None, \
+            tuple(self.descriptors.files)
+
+
+def number(stream: Any) -> int:
+    """Its descriptor, or -1: it has none."""
+    try:
+        return int(stream.fileno())
+    except UsageError:
+        return -1
+
+
+class Plain(Streams):
+    """Who comes and goes, and what the events of those who went do to those who came."""
+
+    verbs = frozenset({"send", "fin", "rst", "close", "abort", "refuse"})
+
+
+class Flow(Streams):
+    """One connection, and everything that can be done with its two directions."""
+
+    peers = 1
+    verbs = frozenset({"send", "fin", "rst", "leave", "hear", "close", "abort", "write", "pause", "shut"})
+
+    def start(self) -> None:
+        self.kernel.capacity = 3
+        super().start()
+
+
+class Copied(Streams):
+    """Descriptors that outlive their connections."""
+
+    peers = 2
+    begin = 2
+    verbs = frozenset({"send", "fin", "rst", "close", "abort", "copy", "fork"})
+
+
+class Raising(Streams):
+    """Upcalls that raise, and Ctrl-C in them."""
+
+    peers = 2
+    begin = 2
+    verbs = frozenset({"send", "fin", "rst", "close", "abort", "refuse", "raise", "interrupt"})
+
+
+STREAM_WORLDS: dict[str, Callable[..., World]] = {
+    "streams": Plain, "streams-flow": Flow, "streams-copied": Copied, "streams-raising": Raising,
+}
