@@ -647,7 +647,14 @@ cdef class Buffered(_core.Endpoint):
 
     cdef int break_with(self, object error) except -1:
         if error is not None and not self.state & STREAM_CLOSING and self.slot != NULL:
-            self.take_error(error)
+            try:
+                self.take_error(error)
+            except Exception:
+                raise
+            except BaseException:       # it was told: what is cut short is not begun anew
+                if self.slot != NULL:
+                    self.owner().release(self.slot, error)
+                raise
         if self.slot != NULL:
             self.owner().release(self.slot, error)
         return 0

@@ -1145,6 +1145,22 @@ def test_ctrl_c_in_a_handler_leaves_the_turn_and_loses_nothing(bench):
     assert stream.data == b"stopgo on"
 
 
+def test_ctrl_c_in_on_error_does_not_break_it_a_second_time(bench):
+    """The connection is broken once, and told so once; on_close follows as it always does."""
+    class Interrupted(Recorder):
+        def on_error(self, error):
+            super().on_error(error)
+            raise KeyboardInterrupt
+
+    stream, client = open_pair(bench, Factory(Interrupted))
+    client.reset()
+    with pytest.raises(KeyboardInterrupt):
+        bench.turn_until(lambda: False)
+    bench.quiet()
+    assert stream.names == ["open", "error", "close"]
+    assert isinstance(stream.close_error, ConnectionResetError)
+
+
 # -- whatever the peer does --------------------------------------------------------------------------------------------
 
 
