@@ -121,7 +121,7 @@ class Connects(Streams):
         self.loop._resolved(number, [ADDRESS, OTHER])
 
     def cancel(self, dial: Dial) -> None:
-        dial.cancelled = True
+        dial.cancelled = dial.connector.state in ("resolving", "connecting")    # else it has failed, and is told soon
         dial.connector.cancel()
 
     def answer(self, file: int, accepts: bool) -> None:
