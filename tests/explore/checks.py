@@ -72,7 +72,7 @@ class Deliveries:
         self.fetched()
         require(one.live, 2, f"{one.name} is called, and is over")
         for at in range(self.at, len(self.batch)):
-            if self.batch[at][2] == one.serial:
+            if self.known.get(self.batch[at][2]) is one:
                 self.pass_over(at)
                 self.at = at + 1
                 require(mask == self.batch[at][1], 1, f"{one.name} is told {words(mask)}")
@@ -118,10 +118,11 @@ class Descriptors:
         self.files[fd] = self.process.file(fd)
         return self.files[fd]
 
-    def close(self, fd: int) -> None:
-        """What a user does with its own descriptor, or with one that it takes for its own."""
+    def close(self, fd: int, file: int) -> None:
+        """What a user does with its own descriptor, or with one that it takes for that."""
         self.process.close(fd)
-        self.files.pop(fd, None)
+        if self.files[fd] == file:
+            del self.files[fd]
 
     def check(self, owned: list[int]) -> None:
         """owned: what live slots own, the loop's own eventfd among them."""

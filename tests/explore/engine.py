@@ -227,7 +227,8 @@ def explore(make: Make, depth: int, *, seconds: float = float("inf"), jobs: int 
 
 def share(search: Search, jobs: int, found: Found) -> bool:
     """`search.finish(())` by several processes; also the first steps are not made in this one, which is to survive."""
-    following = CONTEXT.Value("l", 0)
+    following = memoryview(mmap.mmap(-1, 8)).cast("Q")
+    lock = CONTEXT.Lock()
     begun = Worker(search, lambda: search.spread(SHARES_PER_JOB * jobs)).end(search, found)
     todo = begun or []
     seen = search.seen
@@ -237,14 +238,14 @@ def share(search: Search, jobs: int, found: Found) -> bool:
         seen.most = seen.added + (seen.most - seen.added) // jobs
         finished = True
         while finished:
-            with following.get_lock():
-                mine = following.value
-                following.value += 1
+            with lock:
+                mine = following[0]
+                following[0] += 1
             if mine >= len(todo):
                 return True
             finished = search.finish(todo[mine])
         if search.failure is not None:
-            following.value = len(todo)
+            following[0] = len(todo)
         return False
 
     if begun is None or search.failure is not None:

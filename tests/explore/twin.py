@@ -45,4 +45,6 @@ class TwinLoop:
 
     def close(self) -> None:
         self.handlers.clear()
-        self.process.close(self.epoll_fd)
+        if self.epoll_fd >= 0:
+            self.process.close(self.epoll_fd)
+        self.epoll_fd = -1

@@ -6,6 +6,7 @@ run that asks nothing any more goes on by turns until nothing is left to do.
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ import epollkit
 from epollkit import IN, ONESHOT, StaleToken, UsageError, _kernel
 
 Option = tuple[str, Callable[[], object] | None]
+LOGGER = logging.getLogger("epollkit")
 SETTLE_TURNS = 60
 READABLE = (1).to_bytes(8, "little")        # what is written into an eventfd
 
@@ -37,6 +39,8 @@ class World:
         self.closing = False                    # the run is over: handlers do nothing any more
         self.inside: object = None              # whose handler runs
         self.exits = contextlib.ExitStack()
+        self.exits.callback(setattr, LOGGER, "disabled", LOGGER.disabled)
+        LOGGER.disabled = True                  # listeners that pause, and whose peers vanish: nobody wants to know
         self.kernel: Any = self.exits.enter_context(_kernel.booted())
         self.ours = self.kernel.ours
         self.reports = Reports()
@@ -48,6 +52,12 @@ class World:
         loop.set_exception_handler(self.reports.report)
         self.table: Slots | None = Slots(loop, self.slots)
         return loop
+
+    def confused(self, fd: int) -> bool:
+        """Whether the set knows the file behind this number, but from an earlier time: its descriptor was closed
+        untold, a copy lives on, its owner has ended, and the number has come back to it, untold, from its next owner.
+        Nobody can tell that from the set."""
+        return self.kernel.registration(self.loop_fd(), fd) is not None
 
     def loop_fd(self) -> int:
         return int(self.loop.fileno())
@@ -93,27 +103,33 @@ class World:
         self.settle()
         self.finish()
 
-    def turn(self) -> None:
+    def turn(self) -> bool:
+        """Whether it came to its end."""
         waits = self.kernel.waits
         try:
             self.loop.turn(0)
         except Interrupt:
             self.story.append("the turn is cut short")
-            return
+            return False
         require(self.kernel.waits <= waits + 1, 9, "a turn has waited twice")
         self.turned()
         self.reports.turned()
+        return True
 
     def settle(self) -> None:
         for _ in range(SETTLE_TURNS):
-            before = self.batches(), self.upcalls()
-            self.turn()
-            self.check()
-            if (self.batches(), self.upcalls()) == before:
+            if not self.progress():
                 break
         else:
             require(False, 8, "the loop does not come to rest")
         self.settled()
+
+    def progress(self) -> bool:
+        """A turn; whether anything has happened in it, or it was not a whole one."""
+        before, waits = (self.batches(), self.upcalls()), self.kernel.waits
+        whole = self.turn() and self.kernel.waits > waits
+        self.check()
+        return not whole or (self.batches(), self.upcalls()) != before
 
     def upcalls(self) -> int:
         return self.loop.stats().upcalls if self.table else 0
@@ -273,7 +289,7 @@ class Raw(World):
             require(len(self.claims) == self.slots, 8, "refused, and there is room")
             return
         except UsageError:
-            require(claimed is not None, 3, f"fd {fd} is refused, and nobody has it")
+            require(claimed is not None or self.confused(fd), 3, f"fd {fd} is refused, and nobody has it")
             return
         require(claimed is None, 3, f"fd {fd} is registered twice")
         if fd in self.claims:               # closed behind the loop's back: noticed now
@@ -308,9 +324,7 @@ class Raw(World):
 
     def end(self, one: Registration) -> None:
         if self.leave(one) and one.fd in self.ours.fds() and (one.file == self.ours.file(one.fd) or not self.table):
-            self.descriptors.process.close(one.fd)
-            if self.descriptors.files.get(one.fd) == one.file:
-                del self.descriptors.files[one.fd]
+            self.close_fd(one.fd, one.file)
 
     def replace(self, one: Registration) -> None:
         if self.leave(one) and one.fd in self.descriptors.files:
@@ -325,13 +339,19 @@ class Raw(World):
             require(not mine, 3, f"{one.name} is taken for gone")
             self.over(one)
             return
-        require(mine, 3, f"{one.name} is gone, and was changed")
+        require(mine or self.confused(one.fd), 3, f"{one.name} is gone, and was changed")
+        if not mine:
+            one.file, one.serial = self.descriptors.files[one.fd], self.kernel.registration(self.loop_fd(), one.fd)
+            self.deliveries.known[one.serial] = one
         one.oneshot = one.armed = True
         one.owed = one.file in self.readable
 
     def steal(self, fd: int) -> None:
-        file = self.descriptors.files[fd]
-        self.descriptors.close(fd)
+        self.close_fd(fd, self.descriptors.files[fd])
+
+    def close_fd(self, fd: int, file: int) -> None:
+        """By whoever takes that file for its own."""
+        self.descriptors.close(fd, file)
         if file not in self.descriptors.files.values():
             for one in self.live:
                 one.owed &= one.file != file        # the file is gone, and what it had to say
@@ -442,16 +462,20 @@ class Called(Raw):
 
 
 class Reuses(Raw):
-    """Two registrations, and handlers that reuse a slot so many times."""
-
-    verbs = frozenset({"replace"})
+    """Two registrations, and handlers that reuse the other one's slot, so many times in all."""
 
     def __init__(self, run: Run, bits: int = 32, most: int = 1) -> None:
-        self.left = most
         super().__init__(run, bits)
+        self.left = most
 
     def options(self, one: Registration | None = None) -> list[Option]:
-        return super().options(one) if self.left and one is not None else []
+        return [(f"registers anew {other.name}", lambda other=other: self.replace(other))
+                for other in self.live if self.left and one is not None and other.fd != one.fd]
+
+    def outside(self) -> list[Option]:
+        files = self.descriptors.files
+        return [(f"fd {fd} becomes readable", lambda fd=fd: self.fire(fd))
+                for fd in sorted(files) if files[fd] not in self.readable]
 
     def replace(self, one: Registration) -> None:
         self.left -= 1
