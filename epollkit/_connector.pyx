@@ -603,10 +603,11 @@ cdef traverseproc traverse_fields = (<PyTypeObject *>Connector).tp_traverse
 
 
 cdef int traverse_connector(PyObject *this, visitproc visit, void *argument) except -1:
-    cdef Endpoint stream = (<Connector>this).stream
+    cdef PyObject *stream = <PyObject *>(<Connector>this).stream      # not a reference: see traverse_loop
     cdef int result = traverse_fields(this, visit, argument)
-    if result == 0 and stream is not None and stream.slot == NULL and stream.loop_link == NULL:
-        result = stream.visit(visit, argument)
+    if result == 0 and stream != <PyObject *>None \
+            and (<Endpoint>stream).slot == NULL and (<Endpoint>stream).loop_link == NULL:
+        result = (<Endpoint>stream).visit(visit, argument)
     return result
 
 

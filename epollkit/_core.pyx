@@ -21,8 +21,8 @@ from epollkit._epollset cimport set_add, set_change, set_holds, set_renew
 from epollkit._slots cimport (
     MAX_SLOTS, NO_SLOT, SLOT_BOUND_CALLS, SLOT_CONNECTION, SLOT_IDLE, SLOT_INTERNAL, SLOT_OWNS_FD, SLOT_PEER_CLOSED,
     SLOT_READY, SLOT_TELLS_CLOSE, SLOT_UNLIMITED, SLOT_WATCHED, STALE_CLOSED, STALE_ORPHAN, STALE_RECYCLED, Slot,
-    Staleness, slot_append, slot_at, slot_for, slot_invalidate, slot_of_fd, slot_of_node, slot_recycle, slot_staleness,
-    slot_tag, slot_take, slot_unlink, slots_forget_batches, slots_free, slots_init,
+    SlotTable, Staleness, slot_append, slot_at, slot_for, slot_invalidate, slot_of_fd, slot_of_node, slot_recycle,
+    slot_staleness, slot_tag, slot_take, slot_unlink, slots_forget_batches, slots_free, slots_init,
 )
 from epollkit._sys cimport EK_ASSERT, EK_ASSERT_THREAD
 from epollkit._tokens cimport Anchor, make_token
@@ -776,22 +776,22 @@ cdef class Loop:
         return 0
 
 
-# A slot's reference to its endpoint is in C memory, where the garbage collector does not look by itself. It must: a
-# handler usually refers to its loop.
+# A slot's reference to its endpoint is in C memory, where the collector has to be shown it: a handler usually refers to
+# its loop. No reference is taken on the way: an interpreter that checks itself (Py_DEBUG) also looks at a loop that is
+# going, and letting go of it would make it go again.
 cdef traverseproc traverse_fields = (<PyTypeObject *>Loop).tp_traverse
 
 
 cdef int traverse_loop(PyObject *this, visitproc visit, void *argument) except -1:
-    cdef Loop loop = <Loop>this
+    cdef SlotTable *slots = &(<Loop>this).slots
+    cdef PyObject *endpoint
     cdef uint32_t index
-    cdef int result = traverse_fields(this, visit, argument)
-    if result == 0:
-        result = closings_visit(&loop.closings, visit, argument)
-    for index in range(loop.slots.fresh):
-        if result == 0 and slot_at(&loop.slots, index).endpoint != NULL:
-            result = visit(slot_at(&loop.slots, index).endpoint, argument)
-            if result == 0:
-                result = (<Endpoint>slot_at(&loop.slots, index).endpoint).visit(visit, argument)
+    cdef int result = traverse_fields(this, visit, argument) or \
+        closings_visit(&(<Loop>this).closings, visit, argument)
+    for index in range(slots.fresh):
+        endpoint = slot_at(slots, index).endpoint
+        if result == 0 and endpoint != NULL:
+            result = visit(endpoint, argument) or (<Endpoint>endpoint).visit(visit, argument)
     return result
 
 

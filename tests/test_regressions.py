@@ -5,12 +5,14 @@ at hand, or the loop. So may comparing a number of the user's, finding an attrib
 """
 from __future__ import annotations
 
+import ctypes
 import gc
 import logging
 import os
 import select
 import signal
 import socket
+import sys
 import threading
 
 import pytest
@@ -293,3 +295,38 @@ def test_tiny_writes_count_for_what_they_cost(loop, stage):
     assert written < (1 << 20) / 64 * 1.1
     settle(loop)
     assert isinstance(log[-1][2], epollkit.LimitReached)
+
+
+# -- the collector ----------------------------------------------------------------------------------------------------
+
+TP_TRAVERSE = 71                # Py_tp_traverse of CPython's typeslots.h
+slot_of_type = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_int)(("PyType_GetSlot", ctypes.pythonapi))
+Visitor = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+Traverse = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, Visitor, ctypes.c_void_p)
+
+
+def references_while_traversed(holder, thing):
+    """How many references to a thing there are each time that its holder shows the collector something."""
+    found = []
+    visitor = Visitor(lambda *_: found.append(sys.getrefcount(thing)) or 0)
+    before = sys.getrefcount(thing)
+    Traverse(slot_of_type(type(holder), TP_TRAVERSE))(id(holder), visitor, None)
+    assert len(found) > 1
+    return before, found
+
+
+@pytest.mark.parametrize("what", ["loop", "endpoint", "timer", "connector", "its stream"])
+def test_the_collector_finds_the_references_that_there_are(loop, stage, certificates, what):
+    """One more for a moment, while it looks, is one too many where it looks at what nobody refers to any more: as it
+    goes, in an interpreter that checks itself (Py_DEBUG), and then it goes twice."""
+    stage.stream(loop, stream := Stream())
+    timer = loop.call_later(3600, print)
+    connector = loop.connect(stage.listen(loop, Stream).address, Stream, ssl=certificates.client_context(),
+                             server_hostname="localhost")
+    holder, thing = {"loop": (loop, loop), "endpoint": (loop, stream), "timer": (loop, timer),
+                     "connector": (connector, connector), "its stream": (connector, connector.stream)}[what]
+    before, found = references_while_traversed(holder, thing)
+    timer.cancel()
+    connector.cancel()
+    settle(loop)
+    assert found == [before] * len(found)
