@@ -578,7 +578,8 @@ def loop_state(Loop loop not None):
         tuple(slots), slot_list(loop, loop.slots.free_head), slot_list(loop, loop.ready.head), loop.slots.retired,
         deadlines_state(loop), calls_state(loop), batch_state(loop), flags_state(loop), idle_state(loop),
         tuple(sorted([(<uint32_t>tag, behind(loop, tag), active(calls)) for tag, calls in loop.bound.items()])),
-        tuple([type(endpoint).__name__ for endpoint, _ in loop.closings]),
+        tuple([type(<object>loop.closings.entries[i].endpoint).__name__
+               for i in range(loop.closings.first, loop.closings.end)]),
         tuple([type(endpoint).__name__ for endpoint in loop.waiting_for_room]),
     )
 
