@@ -183,6 +183,21 @@ static int fk_pending_error(struct fk_process *process, int fd) /* as ek_take_er
     return error ? -error : fk_take_error(file);
 }
 
+static int fk_disturbance(struct fk_process *process, int fd)
+{
+    int error;
+    struct fk_file *file = fk_get_socket(process, fd, &error);
+    ssize_t there;
+    if (file == NULL)
+        return -EBADF;
+    if (!(fk_mask(file) & (EPOLLIN | EPOLLPRI | EPOLLRDHUP | EPOLLERR | EPOLLHUP)))
+        return 0;
+    there = error ? error : fk_readable(file);
+    if (there < 0 && there != -EAGAIN)
+        return (int)there;
+    return there == 0 ? 2 : 1;
+}
+
 static int fk_poll(struct fk_process *process, int fd)
 {
     struct fk_file *file = fk_get(process, fd);
@@ -241,20 +256,7 @@ static int fk_op_set_no_delay(int fd)
 
 static ssize_t fk_op_recv(int fd, void *buffer, size_t room) { return fk_recv(fk.ours, fd, buffer, room); }
 
-static int fk_op_disturbance(int fd)
-{
-    int error;
-    struct fk_file *file = fk_get_socket(fk.ours, fd, &error);
-    ssize_t there;
-    if (error)
-        return error;
-    if (!(fk_mask(file) & (EPOLLIN | EPOLLPRI | EPOLLRDHUP | EPOLLERR | EPOLLHUP)))
-        return 0;
-    there = fk_readable(file);
-    if (there < 0 && there != -EAGAIN)
-        return (int)there;
-    return there == 0 ? 2 : 1;
-}
+static int fk_op_disturbance(int fd) { return fk_disturbance(fk.ours, fd); }
 
 static ssize_t fk_op_send(int fd, const void *data, size_t length) { return fk_send(fk.ours, fd, data, length); }
 
@@ -302,9 +304,12 @@ static int fk_op_take_error(int fd) { return fk_pending_error(fk.ours, fd); }
 
 static int fk_op_has_input(int fd)
 {
-    int error;
-    struct fk_file *file = fk_get_socket(fk.ours, fd, &error);
-    return !error && file->used > 0;
+    struct fk_file *file = fk_get(fk.ours, fd);
+    if (file == NULL || file->kind == FK_DISK)
+        return 0;
+    if (file->kind == FK_PIPE_WRITE) /* either end knows */
+        return (file->peer != NULL ? file->peer->used : file->left) > 0;
+    return file->used > 0;
 }
 
 static int fk_op_is_listening(int fd)
@@ -476,7 +481,7 @@ static void fk_tell_contents(struct fk_file *file, const struct fk_tags *tags)
     fk_tell_bytes(file->pieces, file->piece_count * sizeof *file->pieces);
     fk_tell(file->piece_read);
     if (file->kind != FK_TCP && file->kind != FK_UNIX) {
-        fk_tell(file->stuck);
+        fk_tell(file->left);
         return;
     }
     fk_tell(file->state | (uint32_t)file->phase << 2 | (uint32_t)file->shut << 4 | (uint32_t)file->fin_sent << 6 |

@@ -43,7 +43,7 @@ from epollkit._connection cimport Connection
 from epollkit._connector cimport Approach, Loop
 from epollkit._core cimport Endpoint
 from epollkit._listener cimport Listener
-from epollkit._operations cimport ek_operations, install
+from epollkit._operations cimport ek_operations, ek_real_operations, install
 from epollkit._output cimport Output
 from epollkit._slots cimport NO_SLOT, Slot, slot_at, slot_of_node
 from epollkit._stream cimport Options, Stream
@@ -122,6 +122,7 @@ cdef extern from "_kernel.h" nogil:
     int fk_shutdown(fk_process *process, int fd, int how) noexcept
     int fk_reset_on_close(fk_process *process, int fd) noexcept
     int fk_pending_error(fk_process *process, int fd) noexcept
+    int fk_disturbance(fk_process *process, int fd) noexcept
     int fk_poll(fk_process *process, int fd) noexcept
     ssize_t fk_read(fk_process *process, int fd, void *buffer, size_t room) noexcept
     ssize_t fk_write(fk_process *process, int fd, const void *data, size_t length) noexcept
@@ -296,6 +297,10 @@ cdef class Process:
     def error(self, int fd):
         """SO_ERROR, which is thereby read."""
         return fk_pending_error(self.me(), fd)
+
+    def disturbance(self, int fd):
+        """As ek_disturbance says it."""
+        return checked(fk_disturbance(self.me(), fd))
 
     def linger(self, int fd):
         """The last close sends an RST."""
@@ -559,6 +564,21 @@ def booted():
     """A kernel that runs for the length of a block, with its operations in force: `with booted() as kernel`. Loops are
     made inside, and closed before its end."""
     return Kernel()
+
+
+def asked(int fd, bint real):
+    """What the operations that only look say of an fd of ours, or of a real one: for who compares the two."""
+    cdef const ek_operations *table = &ek_real_operations if real else &fk_operations
+    cdef sockaddr_storage name
+    cdef int listening = table.is_listening(fd)
+    cdef int connected = table.socket_name(fd, True, &name)     # what is unsent in a socket that was is anybody's guess
+    return (listening, table.accept_queue(fd) if listening > 0 else None, table.has_input(fd), table.set_no_delay(fd),
+            connected, table.holds_bytes(fd) if connected > 0 else None, table.socket_name(fd, False, &name))
+
+
+def real_disturbance(int fd):
+    """What Linux says: see `Process.disturbance`."""
+    return checked(ek_real_operations.disturbance(fd))
 
 
 cdef uint32_t generation_of(void *loop, uint32_t index) noexcept:

@@ -55,8 +55,9 @@ struct fk_file { /* an open file description */
     struct sockaddr_storage own, far;
     int own_length, far_length;
     int error;
-    unsigned char shut, fin_sent, fin_received, full, linger, stuck;
+    unsigned char shut, fin_sent, fin_received, full, linger;
     int backlog, waiting;
+    uint32_t left; /* in a pipe whose reader is gone */
 
     uint64_t count; /* of an eventfd */
     char *bytes;    /* received, and not read; the content of a file on disk */
@@ -269,7 +270,7 @@ static uint32_t fk_mask(struct fk_file *file)
         return (file->used ? FK_IN : 0) | (file->peer == NULL ? EPOLLHUP : 0);
     case FK_PIPE_WRITE:
         if (file->peer == NULL)
-            return EPOLLERR | (file->stuck ? 0 : FK_OUT);
+            return EPOLLERR | (file->left < fk.capacity ? FK_OUT : 0);
         return file->peer->used < fk.capacity ? FK_OUT : 0;
     case FK_TCP:
     case FK_UNIX:

@@ -384,7 +384,7 @@ static void fk_let_go(struct fk_file *file) /* __fput(): out of every set first 
         fk_unix_close(file);
     else if (file->peer != NULL) { /* pipe_release() */
         struct fk_file *other = file->peer;
-        other->stuck = file->used >= fk.capacity;
+        other->left = file->used;
         fk_part(file);
         fk_wake(other, FK_ANYTHING);
     }

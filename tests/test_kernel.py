@@ -24,13 +24,13 @@ from epollkit import IN, OUT
 if epollkit.build_info()["build"] == "release":
     pytest.skip("only the debug build has it", allow_module_level=True)
 
-from epollkit._kernel import booted, loop_state
+from epollkit._kernel import asked, booted, loop_state, real_disturbance
 
 LOCAL = "127.0.0.1"
 PORT, CLOSED_PORT = 80, 1
 FAKE_BASE = 3
 LISTENER = 2                    # the serial number of the one that is there from the start
-EXAMPLES = 200
+EXAMPLES = 100
 PATIENCE = 2000                 # looks at a real socket until it has become what it must
 POLLED = (select.POLLIN | select.POLLPRI | select.POLLOUT | select.POLLRDNORM | select.POLLRDBAND | select.POLLWRNORM
           | select.POLLWRBAND | select.POLLRDHUP)
@@ -108,6 +108,9 @@ class Real:
         if libc.getsockopt(fd, socket.SOL_SOCKET, socket.SO_ERROR, ctypes.byref(code), ctypes.byref(size)) < 0:
             return ctypes.get_errno()
         return code.value
+
+    def disturbance(self, fd):
+        return real_disturbance(fd)
 
     def reset(self, fd):
         linger = struct.pack("ii", 1, 0)
@@ -223,8 +226,9 @@ def open_stage(side, names, family, masks, copies=()):
 
 
 def seen(side):
-    """What is ready for what."""
-    return [side("poll", side.base + fd) for fd in range(MOST_FDS)]
+    """What is ready for what, and what else can be asked without a consequence."""
+    real = isinstance(side.calls, Real)
+    return [(side("poll", side.base + fd), *asked(side.base + fd, real)) for fd in range(MOST_FDS)]
 
 
 def compare(kernel, family, stage, steps):
@@ -274,7 +278,8 @@ ACTIONS = {
     "send": ("socket", [b"a", b"bc", b"def"]),
     "recv": ("socket", [1, 2, 8]),
     "shutdown": ("socket", [0, 1, 1, 2]),
-    "close": ("any", []), "reset": ("socket", []), "dup": ("any", []), "error": ("socket", []),
+    "close": ("any", []), "reset": ("socket", []), "dup": ("any", []),
+    "error": ("socket", []), "disturbance": ("any", []),
     "dup2": ("any", [*range(MOST_FDS)]),
     "read": ("any", []), "write": ("any", [struct.pack("=Q", 3)]),
     "epoll_ctl": ("epoll", [first | second for first in WATCHED for second in HOW]),
