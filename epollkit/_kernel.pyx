@@ -49,7 +49,7 @@ from epollkit._slots cimport NO_SLOT, Slot, slot_at, slot_of_node
 from epollkit._stream cimport Options, Stream
 from epollkit._sys cimport epoll_event, sockaddr_storage
 
-from epollkit import _listener
+from epollkit import _listener, _stream
 
 cdef extern from "_kernel.h" nogil:
     enum fk_kind:
@@ -426,8 +426,13 @@ cdef class Kernel:
         finally:
             opened.close()
 
+    def adopt(self, loop, int fd, factory, bytes data=b""):
+        """`Loop.adopt`, in here: of `connected`, say."""
+        cdef fk_file *file = self.find(self.ours.file(fd))
+        return _stream.adopt(loop, fd, file.kind == FK_TCP, factory, data)
+
     def connected(self, family="tcp", Process peer=None):
-        """Two connected sockets: (fd of ours, (process, fd of the peer's)). For `register`, or `_stream.adopt`."""
+        """Two connected sockets: (fd of ours, (process, fd of the peer's)). For `register`, or `adopt`."""
         cdef int ends[2]
         if peer is None:
             peer = self.process()

@@ -25,6 +25,7 @@ if epollkit.build_info()["build"] == "release":
     pytest.skip("only the debug build has it", allow_module_level=True)
 
 from epollkit._kernel import asked, booted, loop_state, real_disturbance
+from epollkit._operations import replaced
 
 LOCAL = "127.0.0.1"
 PORT, CLOSED_PORT = 80, 1
@@ -607,6 +608,30 @@ class TestTheLoopInIt:
         assert not heard
         loop.unregister(tokens[0])
         kernel.ours.close(near)
+        listener.close()
+
+    @pytest.mark.parametrize("family", ["tcp", "unix"])
+    def test_it_adopts(self, kernel, loop, family):
+        near, (peer, far) = kernel.connected(family)
+        stream = kernel.adopt(loop, near, Told, b"early")
+        peer.send(far, b"abc")
+        settle(loop)
+        peer.shutdown(far, socket.SHUT_WR)
+        settle(loop)
+        assert stream.upcalls == ["open", b"early", b"abc", "eof"]
+        stream.close()
+        settle(loop)
+
+    def test_faults_go_on_top(self, kernel, loop):
+        made = Made()
+        listener = kernel.listen(loop, ADDRESS, made)
+        connect(kernel.process(), ADDRESS)
+        with replaced(accept=lambda fd: -errno.ENFILE):
+            settle(loop)
+        assert not made
+        kernel.advance(1)
+        settle(loop)
+        assert made[0].upcalls == ["open"]
         listener.close()
 
     def test_a_child_holds_the_open_file(self, kernel, loop):
