@@ -11,9 +11,9 @@
 What it is for: every order of events that Linux may come up with can be had, and had again; a run costs microseconds;
 and `batch` says of each event which registration it was meant for, whatever the loop makes of it.
 
-What it keeps to, compared with Linux by tests/test_kernel.py: descriptors (lowest free first, open files that outlive
-them in copies and other processes), epoll (who is woken by what, in which order; the file is asked again when it is
-reported; an entry lives as long as the open file), sockets of TCP and unix ones (masks, errors and when they are read,
+What it keeps to, compared with Linux (6.18) by tests/test_kernel.py: descriptors (lowest free first, open files that
+outlive them in copies and other processes), epoll (who is woken by what, in which order; the file is asked again when
+it is reported; an entry lives as long as the open file), TCP and unix sockets (masks, errors and when they are read,
 ends, resets, backlogs), eventfds, pipes. One thread; every descriptor is non-blocking.
 
 What is not as in Linux, and why:

@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import platform
 import random
 import select
 import socket
@@ -44,7 +45,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 class EpollEvent(ctypes.Structure):
-    _pack_ = 1
+    _pack_ = 1 if platform.machine() == "x86_64" else 8         # linux/eventpoll.h
     _fields_ = (("events", ctypes.c_uint32), ("data", ctypes.c_uint64))
 
 
