@@ -408,6 +408,33 @@ class TestRoom:
             side("recv", base + 3, room)
             assert side("epoll_wait", base) == expected
 
+    def reads_until_writable(self, side):
+        """How many pieces fill it, and how many of them are to be read before it is writable."""
+        base, sent, read = side.base, 0, 0
+        side("epoll_ctl", base, ADD, base + 2, OUT | ET, 7)
+        while side("send", base + 2, bytes(4096)) != "EAGAIN":
+            sent += 1
+        assert side("epoll_wait", base) == []
+        while not side("epoll_wait", base):
+            assert len(side("recv", base + 3, 4096)) == 4096
+            read += 1
+        return sent, read
+
+    def test_a_unix_socket_is_writable_when_no_more_than_a_quarter_is_taken(self):
+        with booted() as kernel:
+            for side in self.stages(kernel, "unix"):
+                sent, read = self.reads_until_writable(side)
+                assert 0.7 * sent <= read <= 0.8 * sent
+
+    def test_a_tcp_socket_is_writable_when_a_third_is_free(self):
+        """Linux's can't be compared: what it holds is on its way, too."""
+        with booted() as kernel:
+            kernel.capacity = 1 << 18
+            fake = Side(kernel.ours, FAKE_BASE)
+            open_stage(fake, {"open": ADDRESS}, "tcp", [None] * 4)
+            assert self.reads_until_writable(fake) == (64, 22)
+            kernel.ours.exit()
+
     @pytest.mark.parametrize("events", [OUT | ET, OUT])
     def test_a_full_pipe(self, events):
         with booted() as kernel:
