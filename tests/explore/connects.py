@@ -5,12 +5,11 @@ from collections.abc import Callable
 from typing import Any
 
 from checks import Conversation, require
-from engine import Run
-from streams import ADDRESS, Spy, Streams, number
+from streams import ADDRESS, Spy, Streams, fd_of
 from worlds import Option, World
 
 import epollkit
-from epollkit import _resolver
+from epollkit import HUP, OUT, _resolver
 
 OTHER = ("127.0.0.2", 80)
 NAME = ("both", 80)
@@ -73,7 +72,8 @@ class Connects(Streams):
         found: list[Option] = []
         for fd, file in self.under_way():
             found += [(f"the socket at fd {fd} is connected", lambda file=file: self.answer(file, True)),
-                      (f"the socket at fd {fd} is refused", lambda file=file: self.answer(file, False))]
+                      (f"the socket at fd {fd} is refused", lambda file=file: self.answer(file, False)),
+                      (f"the socket at fd {fd} says HUP, without ERR", lambda file=file: self.hang_up(file))]
         for number, dial in self.questions:
             found.append((f"{dial.name}'s name is found", lambda number=number, dial=dial: self.found(number, dial)))
         for talk in self.ends:
@@ -138,6 +138,11 @@ class Connects(Streams):
             self.talks.append(talk)
             self.ends[talk] = fd
             self.answered[file] = talk
+
+    def hang_up(self, file: int) -> None:
+        """For a moment; what is reported then says nothing of what will come of it."""
+        self.kernel.spurious(file, HUP | OUT)
+        self.turn()
 
     # -- upcalls -------------------------------------------------------------------------------------------------------
 
@@ -375,7 +380,8 @@ class Pools(Streams):
     def own_key(self) -> object:
         requests = tuple((one.name, one.told, one.cancelled, one.request.state if one.request else "",
                           one.stream.talk.name if one.stream else "") for one in self.all)
-        made = tuple((stream.talk.name, stream.lent > 0, number(stream)) for stream in self.made if not stream.talk.closed)
+        made = tuple((stream.talk.name, stream.lent > 0, fd_of(stream)) for stream in self.made
+                     if not stream.talk.closed)
         return super().own_key(), requests, made, self.pool.stats()[:4], len(self.pool._requests)
 
 
@@ -384,5 +390,3 @@ class OneAddress(Connects):
 
 
 CONNECT_WORLDS: dict[str, Callable[..., World]] = {"connects": OneAddress, "connects-names": Connects, "pool": Pools}
-
-__all__ = ["CONNECT_WORLDS", "Connects", "Pools", "Run"]

@@ -53,7 +53,8 @@ class World(Protocol):
 
 class Seen:
     """Which states were met, and how many answers were left then: 56 bits of a hash and 8 of depth to the cell, in
-    memory that forked processes share. Two that meet the same state in the same instant both look into it, and count it.
+    memory that forked processes share. Two that meet the same state in the same instant both look into it, and count
+    it.
     """
 
     def __init__(self, room: int = TABLE_ROOM) -> None:
@@ -103,7 +104,11 @@ class Run:
             raise Cut
         if self.over:
             return 0
-        answer = self.prefix[at] % count if at < len(self.prefix) else self.chance.randrange(count) if self.chance else 0
+        answer = 0
+        if at < len(self.prefix):
+            answer = self.prefix[at] % count
+        elif self.chance is not None:
+            answer = self.chance.randrange(count)
         self.taken.append((answer, count))
         return answer
 
@@ -251,7 +256,8 @@ def share(search: Search, jobs: int, found: Found) -> bool:
     if begun is None or search.failure is not None:
         return False
     workers = [Worker(search, work) for _ in range(jobs)]
-    return all([worker.end(search, found) for worker in workers])
+    ends = [worker.end(search, found) for worker in workers]
+    return all(ends)
 
 
 class Worker:

@@ -54,8 +54,8 @@ class Streams(World):
 
     peers = 3               # connections that are ever made
     begin = 1               # of them, those at the beginning
-    verbs = frozenset({"send", "fin", "rst", "leave", "hear", "close", "abort", "write", "pause", "shut", "refuse", "copy",
-                       "fork", "raise", "interrupt"})
+    verbs = frozenset({"send", "fin", "rst", "leave", "hear", "close", "abort", "write", "pause", "shut", "refuse",
+                       "copy", "fork", "raise", "interrupt"})
 
     def __init__(self, run: Run, bits: int = 32, verbs: frozenset[str] | None = None) -> None:
         super().__init__(run, bits)
@@ -252,7 +252,7 @@ class Streams(World):
         assert self.table is not None
         self.descriptors.check(self.table.check({}))
         for stream in self.streams.values():
-            fd = number(stream)
+            fd = fd_of(stream)
             if stream.file and fd >= 0:
                 require(self.ours.file(fd) == stream.file, 6,
                         f"{stream.talk.name}'s descriptor was closed by somebody else")
@@ -271,7 +271,7 @@ class Streams(World):
 
     def hear_all(self) -> None:
         """Everybody reads what there is, as long as there is anything."""
-        while any([self.hear(talk) for talk in self.talks if talk in self.ends]):
+        while sum(self.hear(talk) for talk in self.talks if talk in self.ends):     # each of them
             while self.progress():
                 pass
         for talk in self.talks:
@@ -286,13 +286,13 @@ class Streams(World):
 
     def own_key(self) -> object:
         talks = tuple((talk.key(), self.ends.get(talk, -1)) for talk in self.talks)
-        streams = tuple((talk.name, number(stream)) for talk, stream in self.streams.items())
+        streams = tuple((talk.name, fd_of(stream)) for talk, stream in self.streams.items())
         queued = tuple(talk.name for talk in self.queued)
         return talks, streams, queued, self.inside, len(self.reports.raised), self.child is not None, \
             tuple(self.descriptors.files)
 
 
-def number(stream: Any) -> int:
+def fd_of(stream: Any) -> int:
     """Its descriptor, or -1: it has none."""
     try:
         return int(stream.fileno())
@@ -334,5 +334,5 @@ class Raising(Streams):
 
 
 STREAM_WORLDS: dict[str, Callable[..., World]] = {
-    "streams": Plain, "streams-flow": Flow, "streams-copied": Copied, "streams-raising": Raising,
+    "streams": Plain, "streams-all": Streams, "streams-flow": Flow, "streams-copied": Copied, "streams-raising": Raising,
 }

@@ -216,7 +216,8 @@ class Raw(World):
     def outside(self) -> list[Option]:
         files = self.descriptors.files
         firsts = {file: fd for fd, file in sorted(files.items(), reverse=True)}
-        found: list[Option] = [(f"fd {fd} becomes readable", lambda fd=fd: self.fire(fd)) for fd in sorted(firsts.values())]
+        found: list[Option] = [(f"fd {fd} becomes readable", lambda fd=fd: self.fire(fd))
+                               for fd in sorted(firsts.values())]
         if self.timer is not None:
             found.append(("a second passes", self.pass_second))
         return found + self.options()
@@ -432,11 +433,12 @@ class Raw(World):
     def own_key(self) -> object:
         inside = self.inside.fd if isinstance(self.inside, Registration) and self.inside.live else \
             -1 if self.inside is None else -2
-        names = tuple((one.fd, one.owed, one.armed, one.oneshot, one.replayed, self.descriptors.files.get(one.fd) == one.file)
+        files = self.descriptors.files
+        names = tuple((one.fd, one.owed, one.armed, one.oneshot, one.replayed, files.get(one.fd) == one.file)
                       for one in self.live)
         stale = tuple(one.fd for one in self.stale()) if "stale" in self.verbs else ()
         timer = self.due_ns - self.kernel.now_ns if self.timer is not None else None
-        return names, stale, inside, self.deliveries.key(), tuple(self.descriptors.files), timer, \
+        return names, stale, inside, self.deliveries.key(), tuple(files), timer, \
             len(self.reports.raised)
 
 
