@@ -334,5 +334,6 @@ class Raising(Streams):
 
 
 STREAM_WORLDS: dict[str, Callable[..., World]] = {
-    "streams": Plain, "streams-all": Streams, "streams-flow": Flow, "streams-copied": Copied, "streams-raising": Raising,
+    "streams": Plain, "streams-all": Streams, "streams-flow": Flow, "streams-copied": Copied,
+    "streams-raising": Raising,
 }
