@@ -58,6 +58,11 @@ class Deliveries:
     def name(self, serial: int) -> str:
         return self.known[serial].name if serial in self.known else "(the loop's own)"
 
+    def take_over(self, serial: int, one: Registration) -> None:
+        """From the next batch on, what the set knows under that number is another one's."""
+        self.batch = [(tag, mask, 0 if owner == serial else owner, file) for tag, mask, owner, file in self.batch]
+        self.known[serial] = one
+
     def fetched(self) -> None:
         """Look whether the loop has waited again."""
         if self.batches() == self.number:

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 LONGEST_RUN = 250           # answers: the depth that is left fits into a byte
 TABLE_ROOM = 1 << 22        # states that a search remembers; the command line takes more
 FULLEST = 0.8               # of the table; then a new state is not remembered
+SHRINKING_RUNS = 5000       # at most, to make a failure shorter
 SHARES_PER_JOB = 64         # pieces that a search is cut into for each of its processes
 CONTEXT = multiprocessing.get_context("fork")
 
@@ -325,14 +326,17 @@ def replay(make: Make, answers: Sequence[int]) -> Failure | None:
 
 def shrink(make: Make, failure: Failure) -> Failure:
     """A shorter run that breaks the same: without some of its answers, or with smaller ones."""
-    best, size = failure, max(1, len(failure.answers) // 2)
-    while size:
+    best, size, left = failure, max(1, len(failure.answers) // 2), SHRINKING_RUNS
+    while size and left:
         at, better = 0, False
-        while at < len(best.answers):
+        while at < len(best.answers) and left:
             for shorter_one in candidates(best.answers, at, size):
+                left -= 1
                 found = replay(make, shorter_one)
                 if found is not None and found.promise == failure.promise and weight(found) < weight(best):
                     best, better = found, True
+                    break
+                if not left:
                     break
             else:
                 at += 1

@@ -343,7 +343,7 @@ class Raw(World):
         require(mine or self.confused(one.fd), 3, f"{one.name} is gone, and was changed")
         if not mine:
             one.file, one.serial = self.descriptors.files[one.fd], self.kernel.registration(self.loop_fd(), one.fd)
-            self.deliveries.known[one.serial] = one
+            self.deliveries.take_over(one.serial, one)
         one.oneshot = one.armed = True
         one.owed = one.file in self.readable
 
