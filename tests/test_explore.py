@@ -16,7 +16,7 @@ pytest.importorskip("epollkit._kernel", reason="the fake kernel is in the debug 
 
 from connects import ADDRESS, CONNECT_WORLDS, Connects
 from engine import Broken, Run, Seen, explore, play, replay, shrink, wander
-from streams import STREAM_WORLDS
+from streams import STREAM_WORLDS, Admitted
 from worlds import RAW_WORLDS, TWIN_WORLDS, Raw, Reuses
 
 WORLDS = {**RAW_WORLDS, **STREAM_WORLDS, **CONNECT_WORLDS}
@@ -239,6 +239,14 @@ def test_one_bit_is_fooled_in_any_world():
     failure = explore(functools.partial(Raw, bits=1, verbs=frozenset({"end", "open", "replace"})), 6).failure
     assert failure.promise == 1
     assert any(line.startswith("batch [A IN, B IN]") for line in failure.story)
+
+
+def test_one_bit_is_fooled_by_a_rule_of_admission():
+    """2. A closes B; the listener accepts C, which is closed at once, and D: and B's event is D's. It takes eleven
+    choices, and `python tests/explore --controls` a minute to find them by itself."""
+    answers = [0, 0, 0, 2, 1, 1, 2, 0, 1, 1, 1]
+    assert replay(functools.partial(Admitted, bits=1), answers).promise == 1
+    assert replay(Admitted, answers) is None
 
 
 @pytest.mark.parametrize("name", TWIN_WORLDS)

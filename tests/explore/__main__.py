@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 from connects import CONNECT_WORLDS
 from engine import LONGEST_RUN, Failure, Found, explore, in_child, replay, wander
-from streams import STREAM_WORLDS
-from worlds import RAW_WORLDS, TWIN_WORLDS, World
+from streams import STREAM_WORLDS, Admitted
+from worlds import RAW_WORLDS, TWIN_WORLDS, Reuses, World
 
 WORLDS: dict[str, Callable[..., World]] = {**RAW_WORLDS, **STREAM_WORLDS, **CONNECT_WORLDS}
 TABLE_ROOM = 1 << 25        # states; 256 MiB if all of it is used
@@ -63,11 +63,11 @@ def controls() -> bool:
 
 
 def bits_worlds() -> dict[str, tuple[Callable[..., World], int, int | None]]:
-    from worlds import Reuses
     found: dict[str, tuple[Callable[..., World], int, int | None]] = {}
     for bits in (1, 2, 3):
         for uses, wanted in ((2 ** bits - 1, None), (2 ** bits, 1)):
             found[f"{bits} bits, {uses} reuses"] = functools.partial(Reuses, bits=bits, most=uses), uses + 4, wanted
+    found["1 bit, streams and a listener"] = functools.partial(Admitted, bits=1), 11, 1
     return found
 
 

@@ -333,6 +333,14 @@ class Raising(Streams):
     verbs = frozenset({"send", "fin", "rst", "close", "abort", "refuse", "raise", "interrupt"})
 
 
+class Admitted(Streams):
+    """Two connections speak while two more wait to be accepted: what a rule of admission makes of one bit."""
+
+    peers = 4
+    begin = 2
+    verbs = frozenset({"send", "abort"})
+
+
 STREAM_WORLDS: dict[str, Callable[..., World]] = {
     "streams": Plain, "streams-all": Streams, "streams-flow": Flow, "streams-copied": Copied,
     "streams-raising": Raising,
