@@ -142,6 +142,23 @@ def test_a_file_is_sent_in_order_with_everything_else(bench, address, file, wher
     assert stream.unsent_bytes == 0
 
 
+def test_a_file_for_another_stream_takes_nothing_of_what_this_one_has_written(bench, file):
+    """What an upcall writes lies in a buffer of the loop's until it is over, and is nobody else's."""
+    body = file(b"a file")
+    other, others_client = open_pair(bench, Factory(Witness))
+
+    def answer(stream):
+        stream.write(b"for my own peer")
+        other.sendfile(body)
+
+    _, client = open_pair(bench, Factory(lambda: Witness(on_data=answer)))
+    client.send(b"go")
+    assert others_client.take(6) == b"a file"
+    assert client.take(15) == b"for my own peer"
+    assert client.nothing_comes()
+    assert others_client.nothing_comes()
+
+
 def test_several_files_one_after_the_other(bench, address, file):
     first, second, third = file(b"a" * 300_000, "a"), file(b"b" * 5, "b"), file(b"c" * 300_000, "c")
     stream, client = open_pair(bench, Factory(Witness), address, receive_buffer=4096)

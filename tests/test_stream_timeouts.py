@@ -398,6 +398,20 @@ def test_a_peer_that_takes_nothing_of_what_is_left_has_30_seconds(bench, passes)
     assert isinstance(client.broke(), ConnectionResetError)
 
 
+def test_a_socket_that_is_full_when_it_is_closed_has_30_seconds_too(bench, passes):
+    """Nothing moves any more, and there was no deadline before."""
+    stream, client = open_pair(bench, Factory(Ends), receive_buffer=4096, server_send=4096)
+    stream.set_timeout(write=None)
+    stream.write(MEGABYTE * 4)
+    passes(60)
+    stream.close()
+    passes(29.5)
+    assert not stream.closed
+    passes(1)
+    assert isinstance(stream.close_error, TimeoutError)
+    assert isinstance(client.broke(), ConnectionResetError)
+
+
 def test_closing_waits_for_one_s_own_rate_limit(bench, passes):
     """A piece every 41 seconds, more than the 30 that a peer would have."""
     stream, client = open_pair(bench, Factory(Ends))

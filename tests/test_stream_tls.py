@@ -679,6 +679,26 @@ def test_a_reader_that_pauses_while_records_are_held(bench, contexts, version, s
     stream.close()
 
 
+def test_small_records_behind_a_pause_wait_where_they_were_received(bench, contexts, side):
+    """One read brings more of them than are opened in one go."""
+    class Pauses(Stay):
+        def on_data(self, data):
+            super().on_data(data)
+            self.pause_reading()
+
+    stream, peer = secure_pair(bench, contexts, side, Factory(Pauses), near=(1 << 20, 0), far=(0, 1 << 20))
+    stream.pause_reading()
+    for at in range(0, 200_000, 500):
+        peer.unsent += peer.sealed(MEGABYTE[at:at + 500])
+    peer.settle()
+    for _ in range(20):
+        stream.resume_reading()
+        peer.settle()
+    assert stream.data == MEGABYTE[:200_000]
+    assert len(stream.upcalls) > 4, "it was all opened in one go: this proves nothing"
+    stream.close()
+
+
 def test_raw_data_that_waits_while_paused(bench, contexts, side):
     class Pauses(Stay):
         def on_data(self, data):

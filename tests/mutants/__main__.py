@@ -30,6 +30,13 @@ class Verdict(NamedTuple):
     def word(self) -> str:
         return "error" if self.problem else "survived" if "passed" in self.ends else "caught"
 
+    def complaint(self) -> str:
+        """What is said of one that is not caught."""
+        if self.problem:
+            return f"error: {self.mutant.name}: {self.problem}"
+        missed = [test for test, end in zip(self.mutant.tests, self.ends, strict=True) if end == "passed"]
+        return f"survived: {self.mutant.name}: {', '.join(missed)} passed"
+
     def caught_by(self) -> list[str]:
         return [f"`{test.removeprefix('tests/')}`{HOW.get(end, f' ({end})')}"
                 for test, end in zip(self.mutant.tests, self.ends, strict=True)]
@@ -48,22 +55,22 @@ def judge(mutant: Mutant, tree: Tree) -> Verdict:
         tree.restore()
 
 
+def say(what: str) -> None:
+    """Where it is, on a terminal."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{what}", end="", file=sys.stderr, flush=True)
+
+
 def judge_all(mutants: Sequence[Mutant], where: Path, jobs: int) -> list[Verdict]:
     trees: queue.SimpleQueue[Tree] = queue.SimpleQueue()
-    done = 0
-
-    def say(what: str) -> None:
-        if sys.stderr.isatty():
-            print(f"\r\033[K{what}", end="", file=sys.stderr, flush=True)
+    verdicts: list[Verdict] = []
 
     def one(mutant: Mutant) -> Verdict:
-        nonlocal done
         tree = trees.get()
-        say(f"{done} of {len(mutants)}: {mutant.name}")
+        say(f"{len(verdicts)} of {len(mutants)}: {mutant.name}")
         try:
             return judge(mutant, tree)
         finally:
-            done += 1
             trees.put(tree)
 
     say("building")
@@ -75,7 +82,11 @@ def judge_all(mutants: Sequence[Mutant], where: Path, jobs: int) -> list[Verdict
     if end != "passed":
         raise Broken(f"without a mutant, a test does not pass ({end}):\n{output}")
     with ThreadPoolExecutor(jobs) as pool:
-        verdicts = list(pool.map(one, mutants))
+        for verdict in pool.map(one, mutants):
+            verdicts.append(verdict)
+            if verdict.word != "caught":
+                say("")
+                print(verdict.complaint(), flush=True)
     say("")
     return verdicts
 
@@ -124,12 +135,6 @@ def main() -> int:
             print(f"nothing was judged: {problem}", file=sys.stderr)
             return 1
     words = [verdict.word for verdict in verdicts]
-    for verdict in verdicts:
-        if verdict.word == "error":
-            print(f"error: {verdict.mutant.name}: {verdict.problem}")
-        elif verdict.word == "survived":
-            missed = [test for test, end in zip(verdict.mutant.tests, verdict.ends, strict=True) if end == "passed"]
-            print(f"survived: {verdict.mutant.name}: {', '.join(missed)} passed")
     print(f"{len(verdicts)} mutants: {words.count('caught')} caught, {words.count('survived')} survived, "
           f"{words.count('error')} could not be judged; {(time.monotonic() - start) / 60:.0f} minutes")
     if set(words) != {"caught"}:

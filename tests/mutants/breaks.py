@@ -267,7 +267,7 @@ STREAMS = (
         "_buffered.pyx",
         "            if self.state & STREAM_CORKED:\n                self.spill(<Loop>self.loop_link)",
         "            if True:\n                self.spill(<Loop>self.loop_link)",
-        "test_stream_output.py::test_a_file_is_sent_in_order_with_everything_else"),
+        "test_stream_output.py::test_a_file_for_another_stream_takes_nothing_of_what_this_one_has_written"),
     mutant(
         "no-write-limit", "a peer that does not read has everything kept for it", "_buffered.pyx",
         "        if output_cost(output) > output.limit:",
@@ -282,7 +282,7 @@ STREAMS = (
         "closing-without-a-deadline", "a peer that never reads keeps a closed connection for ever", "_buffered.pyx",
         "        self.set_deadline_ns(CLOSE_TIMEOUT_NS)\n        if self.state & STREAM_CORKED or has_unsent(self):",
         "        if self.state & STREAM_CORKED or has_unsent(self):",
-        "test_stream.py::test_a_closing_stream_whose_peer_does_not_read_has_30_seconds"),
+        "test_stream_timeouts.py::test_a_socket_that_is_full_when_it_is_closed_has_30_seconds_too"),
     mutant(
         "no-lingering", "closing over unread input resets, and destroys the answer", "_buffered.pyx",
         "        if self.state & STREAM_MAY_LINGER and _sys.ek_holds_bytes(self.slot.fd):",
@@ -342,7 +342,7 @@ TLS = (
         "records-lost-in-a-pause", "what came behind the record at which a handler paused is lost", "_connection.pyx",
         "(STREAM_CLOSING | STREAM_ENDED):\n            tls.hold(data, length)\n",
         "(STREAM_CLOSING | STREAM_ENDED):\n",
-        "test_stream_tls.py::test_a_reader_that_pauses_while_records_are_held"),
+        "test_stream_tls.py::test_small_records_behind_a_pause_wait_where_they_were_received"),
     mutant(
         "handshake-beyond-the-deadline", "a handshake takes its own time, whatever is left of the connect's",
         "_connector.pyx",
@@ -367,7 +367,7 @@ CONNECTING = (
         "_connector.pyx",
         "                loop.open_endpoint(heir, stream_events, events if watched else 0)",
         "                loop.open_endpoint(heir, stream_events, 0)",
-        "test_connector.py::TestGoneBeforeWeLook::test_connected_answered_and_gone_in_one_event[tcp]"),
+        "test_connector.py::TestGoneBeforeWeLook::test_the_answer_is_delivered_in_the_turn_of_the_event"),
     mutant(
         "connected-to-itself", "a client that met its own port is taken for a server", "_connector.pyx",
         "        if self.verdict == 0 and self.met_itself():",
@@ -395,8 +395,14 @@ POOL = (
         "dead-at-the-check-out", "a connection that has ended in this very batch is handed out", "_connection.pyx",
         "        if self.slot == NULL or not self.is_undisturbed():",
         "        if self.slot == NULL:",
-        "test_pool.py::TestAtTheCheckOut::test_in_one_batch",
+        "test_pool.py::TestAtTheCheckOut::test_between_two_batches",
         "test_rest.py::test_a_disturbance_is_noticed_within_the_batch_of_the_check_out"),
+    mutant(
+        "dead-on-its-way", "a connection that ends between the request for it and the hand-over is handed out",
+        "pool.py",
+        "        elif member.state in (\"idle\", \"due\"):\n            self._counts[",
+        "        elif member.state == \"idle\":\n            self._counts[",
+        "test_pool.py::TestAtTheCheckOut::test_in_one_batch"),
     mutant(
         "disturbed-and-kept", "what comes to a connection at rest does not end it", "_connection.pyx",
         "            self.is_undisturbed()\n            return 0\n",
