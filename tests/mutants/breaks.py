@@ -125,7 +125,7 @@ LOOP = (
         "child-keeps-the-loop", "a forked child goes on with its parent's epoll set", "loop.py",
         "os.register_at_fork(before=_before_fork, after_in_child=_in_child)",
         "os.register_at_fork(before=_before_fork)",
-        "test_copies.py::TestFork::test_the_loop_of_the_parent_is_refused_in_the_child"),
+        "test_copies.py::TestFork::test_the_child_closes_its_copies_and_the_parent_goes_on"),
     mutant(
         "fork-goes-unnoticed", "a child's copy of a descriptor hides that the connection was closed", "loop.py",
         "os.register_at_fork(before=_before_fork, after_in_child=_in_child)",
