@@ -441,6 +441,27 @@ def test_a_life_ends_also_while_closing_waits_for_its_own_rate_limit(bench, pass
 # -- all of them -------------------------------------------------------------------------------------------------------
 
 
+def test_a_time_ends_with_its_stream(bench, passes):
+    """Whether somebody else has its slot by then, or nobody."""
+    listener = bench.listen(factory := Factory(Witness))
+    bench.connect(listener)
+    bench.quiet()
+    first = factory.made[0]
+    index = first.token.index
+    first.set_timeout(life=1)
+    first.abort()
+    bench.connect(listener)
+    passes(0.5)
+    second = factory.made[1]
+    assert second.token.index == index
+    passes(1)
+    assert second.names == ["open"]
+    second.set_timeout(life=1)
+    second.abort()
+    passes(2)
+    assert (first.names, second.names) == (["open", "close"], ["open", "close"])
+
+
 def test_several_that_are_due_together_are_told_one_after_the_other(opened, passes):
     stream, _ = opened(receive_buffer=4096)
     stream.write(MEGABYTE * 4)

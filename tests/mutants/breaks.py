@@ -49,7 +49,8 @@ SLOTS = (
         "deadline-outlives-its-owner", "a slot's next owner inherits the deadline of the last one", "_slots.pxd",
         "    slot.timer.due_ns = 0           # its heap entry, if any, stays for the next owner: see _timers",
         "    # it stays",
-        "test_reuse.py::test_nothing_of_it_is_there_for_who_has_its_slot_next"),
+        "test_reuse.py::test_nothing_of_it_is_there_for_who_has_its_slot_next",
+        "test_stream_timeouts.py::test_a_time_ends_with_its_stream"),
     mutant(
         "token-names-whoever-is-there", "a token of a registration that is gone reaches the slot's next owner",
         "_slots.pxd",
