@@ -9,6 +9,7 @@ cimport epollkit._core as _core
 cimport epollkit._raw as _raw
 from epollkit._bytes cimport Basin, Spare
 from epollkit._output cimport Output
+from epollkit._sys cimport EK_POISON, EK_UNPOISON, ek_recv
 
 cdef enum:
     READ_ROOM_BYTES = 65536         # one recv at most
@@ -143,6 +144,15 @@ cdef class Buffered(_core.Endpoint):
 
 cdef object broken_by(int code)         # that errno as an OSError
 cdef bint is_over(Buffered connection) noexcept     # both directions have ended, and nobody has closed it
+
+
+cdef inline ssize_t fill_input(Loop loop, int fd, Py_ssize_t room) noexcept:
+    """recv into the loop's input: what is there of an earlier one, or behind this one's bytes, is nobody's to read."""
+    cdef ssize_t count
+    EK_UNPOISON(loop.input, READ_ROOM_BYTES)
+    count = ek_recv(fd, loop.input, room)
+    EK_POISON(loop.input + max(count, <ssize_t>0), READ_ROOM_BYTES - max(count, <ssize_t>0))
+    return count
 
 
 cdef inline bint has_unsent(Buffered connection) noexcept:

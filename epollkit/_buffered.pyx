@@ -16,7 +16,7 @@ from epollkit._output cimport (
     output_send,
 )
 from epollkit._slots cimport SLOT_PEER_CLOSED, SLOT_READY, SLOT_TCP
-from epollkit._sys cimport EK_ASSERT
+from epollkit._sys cimport EK_ASSERT, EK_POISON, EK_UNPOISON
 
 import os
 
@@ -50,9 +50,13 @@ cdef class Loop(_raw.Loop):
             raise MemoryError()
         basin_new(&self.basin, READ_ROOM_BYTES)
         self.input = PyBytes_AS_STRING(<object>self.basin.object)
+        EK_POISON(self.input, READ_ROOM_BYTES)
+        EK_POISON(self.scratch, SCRATCH_BYTES)
         self.kept = {}
 
     def __dealloc__(self):
+        if self.input != NULL:
+            EK_UNPOISON(self.input, READ_ROOM_BYTES)
         basin_free(&self.basin)
         free(self.scratch)
         Py_XDECREF(self.spare.object)
@@ -336,6 +340,7 @@ cdef class Buffered(_core.Endpoint):
 
     cdef int cork(self, Loop loop) except -1:
         EK_ASSERT(loop.scratch_used == 0)
+        EK_UNPOISON(loop.scratch, SCRATCH_BYTES)
         self.state |= STREAM_CORKED
         loop.scratch_used = 0
         return 0
@@ -347,14 +352,10 @@ cdef class Buffered(_core.Endpoint):
                                   and not self.slot.pending & _sys.EPOLLOUT):
             self.flush()                        # SECURE: TLS may have to answer. Pending: its budget for now is spent
         self.state &= ~<uint32_t>STREAM_CORKED
-        if self.slot == NULL:
-            loop.scratch_used = 0
-            return 0
         if loop.scratch_used:
             self.spill_or_end(loop)             # what a finalizer wrote while that was sent
-        if self.slot == NULL:
-            return 0
-        if self.state & STREAM_AFTER_SENT and not has_unsent(self):
+        EK_POISON(loop.scratch, SCRATCH_BYTES)
+        if self.slot != NULL and self.state & STREAM_AFTER_SENT and not has_unsent(self):
             return self.all_sent()
         return 0
 
@@ -373,7 +374,9 @@ cdef class Buffered(_core.Endpoint):
         if not self.state & STREAM_CORKED:
             return 0
         self.state &= ~<uint32_t>STREAM_CORKED
-        return self.spill_or_end(loop)
+        self.spill_or_end(loop)
+        EK_POISON(loop.scratch, SCRATCH_BYTES)
+        return 0
 
     cdef int spill_or_end(self, Loop loop) except -1:
         """Nobody gathers any more. Without the memory to keep what was gathered the connection is reset: were it to go
@@ -580,7 +583,7 @@ cdef class Buffered(_core.Endpoint):
                 room = self.read_room()
                 if room == 0:
                     break
-            count = _sys.ek_recv(self.slot.fd, loop.input, room)
+            count = fill_input(loop, self.slot.fd, room)
             if self.state & STREAM_RATED:
                 self.received(max(count, 0))
             if count > 0:
@@ -589,6 +592,7 @@ cdef class Buffered(_core.Endpoint):
                     self.open_records(loop.input, count)
                 else:
                     self.take_data(loop.input, count)
+                EK_POISON(loop.input, READ_ROOM_BYTES)
                 if self.output != NULL and not self.state & (STREAM_BLOCKED | STREAM_OUT_WAITS):
                     self.flush()        # large pieces go while they are in the cache, and before more of them come
                 if count < room and not events & MORE_THAN_A_READ and self.slot != NULL \
@@ -741,7 +745,7 @@ cdef class Buffered(_core.Endpoint):
         """Throw input away until the peer's end, within limits."""
         cdef ssize_t count
         while True:
-            count = _sys.ek_recv(self.slot.fd, loop.input, READ_ROOM_BYTES)
+            count = fill_input(loop, self.slot.fd, READ_ROOM_BYTES)
             if count == -errno.EAGAIN:
                 return 0
             if count <= 0 or self.reads == LINGER_READS:

@@ -12,8 +12,8 @@ from epollkit._buffered cimport (
     READ_BUDGET_BYTES, READ_ROOM_BYTES, SCRATCH_BYTES, STREAM_BLOCKED, STREAM_CLOSING, STREAM_CORKED,
     STREAM_DELIVERS_NOT, STREAM_EARLY, STREAM_ENDED, STREAM_HOLDS, STREAM_IN_WAITS, STREAM_KEPT, STREAM_MAY_REST,
     STREAM_OF_USER, STREAM_OUT_WAITS, STREAM_RATED, STREAM_RESTS, STREAM_SEALED, STREAM_SECURE, STREAM_SHAKING,
-    STREAM_SHUT_DUE, STREAM_UNOPENED, WRITE_BUDGET_BYTES, Buffered, Loop, broken_by, has_unsent,
-    is_over,
+    STREAM_SHUT_DUE, STREAM_UNOPENED, WRITE_BUDGET_BYTES, Buffered, Loop, broken_by, fill_input,
+    has_unsent, is_over,
 )
 from epollkit._output cimport output_drop_sent, output_free, output_is_empty, output_peek
 from epollkit._rate cimport RateLimit
@@ -314,7 +314,7 @@ cdef class Connection(Buffered):
                 return 0
             if budget <= 0:
                 return loop.make_ready(self.slot, _sys.EPOLLIN)
-            count = _sys.ek_recv(self.slot.fd, loop.input, READ_ROOM_BYTES)
+            count = fill_input(loop, self.slot.fd, READ_ROOM_BYTES)
             if count == -errno.EAGAIN:
                 return 0
             budget -= max(count, <ssize_t>0)

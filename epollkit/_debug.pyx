@@ -8,9 +8,9 @@ from epollkit._connection cimport Connection, Extras
 from epollkit._connector cimport Connector, ConnectEvent
 from epollkit._core cimport Loop
 from epollkit._output cimport Output, Part
-from epollkit._slots cimport NO_SLOT, Slot, SlotTable, slot_at, slot_of_fd, slot_of_node, slot_tag
+from epollkit._slots cimport NO_SLOT, Slot, SlotTable, slot_at, slot_copy, slot_of_fd, slot_of_node, slot_tag
 from epollkit._stream cimport Options, Stream
-from epollkit._sys cimport ek_event_tag
+from epollkit._sys cimport EK_SANITIZED, ek_event_tag
 from epollkit._timers cimport TimerQueue, timer_before
 from epollkit._tls cimport Tls
 
@@ -19,10 +19,10 @@ from epollkit._connector import EVENTS
 
 def slot_fields(Loop loop not None, uint32_t index):
     """The fields of a slot, by name."""
-    cdef Slot *slot
+    cdef Slot slot
     if index >= loop.slots.fresh:
         raise IndexError(index)
-    slot = slot_at(&loop.slots, index)
+    slot = slot_copy(slot_at(&loop.slots, index))
     return {
         "generation": slot.generation, "fd": slot.fd, "live": slot.endpoint != NULL, "index": slot.index,
         "registered_batch": slot.registered_batch, "released_batch": slot.released_batch,
@@ -98,13 +98,14 @@ cdef object reference(PyObject *object):
 
 def registration_fields(_buffered.Loop loop not None, uint32_t index):
     """A slot, and what the loop keeps for it elsewhere."""
-    cdef Slot *slot = slot_at(&loop.slots, index)
+    cdef Slot *place = slot_at(&loop.slots, index)
+    cdef Slot slot = slot_copy(place)
     cdef uint32_t queued = 0
     cdef uint32_t i
     for i in range(loop.deadlines.count):
-        queued += loop.deadlines.entries[i].node == &slot.timer
+        queued += loop.deadlines.entries[i].node == &place.timer
     in_batch = [i for i in range(loop.batch_cursor, loop.batch_count)
-                if ek_event_tag(&loop.events[i]) == slot_tag(slot)]
+                if ek_event_tag(&loop.events[i]) == slot_tag(place)]
     endpoint = reference(slot.endpoint)
     return {
         "Slot.generation": slot.generation, "Slot.fd": slot.fd, "Slot.endpoint": endpoint, "Slot.index": slot.index,
@@ -114,10 +115,10 @@ def registration_fields(_buffered.Loop loop not None, uint32_t index):
         "Slot.timer": slot.timer.due_ns != 0,
         "TimerNode.due_ns": slot.timer.due_ns, "TimerNode.place": slot.timer.place,
         "TimerNode.sequence": slot.timer.sequence,
-        "SlotTable.by_fd": slot.fd >= 0 and slot_of_fd(&loop.slots, slot.fd) == slot,
+        "SlotTable.by_fd": slot.fd >= 0 and slot_of_fd(&loop.slots, slot.fd) == place,
         "_core.Loop.deadlines": queued, "_core.Loop.events": in_batch,
         "_core.Loop.ready": index in ready_slots(loop),
-        "_core.Loop.bound": len(loop.bound.get(slot_tag(slot), ())),
+        "_core.Loop.bound": len(loop.bound.get(slot_tag(place), ())),
         "_core.Loop.closings": sum([1 for i in range(loop.closings.first, loop.closings.end)
                                     if <object>loop.closings.entries[i].endpoint is endpoint]),
         "_core.Loop.waiting_for_room": sum([1 for waiting in loop.waiting_for_room if waiting is endpoint]),
@@ -200,6 +201,42 @@ cdef dict options_fields(const Options *options):
         "Options.searched": options.searched, "Options.held": options.held != NULL,
         "Options.held_room": options.held_room, "Options.delivering": options.delivering,
     }
+
+
+# For tests of the sanitizers: what they must see.
+
+def sanitized():
+    """Whether the address sanitizer watches this build."""
+    return bool(EK_SANITIZED)
+
+
+def touch(_buffered.Loop loop not None, str what, uint32_t index):
+    """Read a byte that perhaps nobody may: of a field of that slot, or of a buffer of the loop's."""
+    cdef Slot *slot = slot_at(&loop.slots, index if what not in ("input", "scratch") else 0)
+    cdef const char *byte
+    places = {
+        "input": <size_t>&loop.input[index], "scratch": <size_t>&loop.scratch[index],
+        "generation": <size_t>&slot.generation, "fd": <size_t>&slot.fd, "endpoint": <size_t>&slot.endpoint,
+        "next": <size_t>&slot.next, "previous": <size_t>&slot.previous,
+        "registered_batch": <size_t>&slot.registered_batch, "released_batch": <size_t>&slot.released_batch,
+        "released_generation": <size_t>&slot.released_generation, "flags": <size_t>&slot.flags,
+        "pending": <size_t>&slot.pending, "events": <size_t>&slot.events, "timer": <size_t>&slot.timer,
+    }
+    byte = <const char *><size_t>places[what]
+    return byte[0]
+
+
+def misuse(str what, int number, double fraction):
+    """C that the language does not define, if `number` and `fraction` are right for it."""
+    cdef int table[4]
+    table[:] = [1, 2, 3, 4]
+    if what == "overflow":
+        return number + 1
+    if what == "shift":
+        return 1 << number
+    if what == "bounds":
+        return table[number]
+    return <int>fraction
 
 
 def sizes():

@@ -14,7 +14,9 @@ from libc.stdint cimport UINT32_MAX, int32_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
-from epollkit._sys cimport EK_ASSERT, EK_FREED, EK_MADE, EK_SLOT_CHUNK, EK_STALE, ek_free_pages, ek_grow_pages
+from epollkit._sys cimport (
+    EK_ASSERT, EK_FREED, EK_MADE, EK_POISON, EK_SLOT_CHUNK, EK_STALE, EK_UNPOISON, ek_free_pages, ek_grow_pages,
+)
 from epollkit._timers cimport TimerNode
 
 cdef extern from "<stdlib.h>" nogil:
@@ -163,7 +165,9 @@ cdef inline Slot *slot_fresh(SlotTable *table) noexcept nogil:
         if chunk[0] == NULL:
             return NULL
         EK_MADE(EK_SLOT_CHUNK)
+        EK_POISON(chunk[0], SLOTS_PER_CHUNK * sizeof(Slot))
     slot = &chunk[0][index & (SLOTS_PER_CHUNK - 1)]
+    EK_UNPOISON(slot, sizeof(Slot))
     memset(slot, 0, sizeof(Slot))
     slot.index = index
     table.fresh += 1
@@ -180,6 +184,7 @@ cdef inline int slot_take(SlotTable *table, int fd, PyObject *endpoint, uint16_t
     if table.free_head != NO_SLOT:
         slot = slot_at(table, table.free_head)
         table.free_head = slot.next
+        EK_UNPOISON(slot, sizeof(Slot))
     else:
         slot = slot_fresh(table)
         if slot == NULL:
@@ -218,15 +223,36 @@ cdef inline int slot_invalidate(SlotTable *table, Slot *slot, uint32_t batch) no
     return 0
 
 
+cdef inline int slot_seal(Slot *slot) noexcept nogil:
+    """Of a free slot only a few fields mean anything: those by which a stale event or token is told, the free list's
+    and the flags, which scans over the table look at. The sanitizer reports who touches another."""
+    EK_POISON(&slot.fd, sizeof(slot.fd))
+    EK_POISON(&slot.previous, sizeof(slot.previous) + sizeof(slot.registered_batch))
+    EK_POISON(&slot.pending, sizeof(slot.pending) + sizeof(slot.events))
+    if slot.timer.place == 0:       # else it stays in the heap for the next owner
+        EK_POISON(&slot.timer, sizeof(TimerNode))
+    return 0
+
+
+cdef inline Slot slot_copy(Slot *slot) noexcept nogil:
+    """All its fields, free or not: for who looks from outside."""
+    cdef Slot copy
+    EK_UNPOISON(slot, sizeof(Slot))
+    copy = slot[0]
+    if slot.endpoint == NULL:
+        slot_seal(slot)
+    return copy
+
+
 cdef inline int slot_recycle(SlotTable *table, Slot *slot) noexcept nogil:
     """Hand an invalidated slot to the next taker; unless its generation ran out, for tokens may be kept for ever."""
     EK_ASSERT(slot.endpoint == NULL and slot.fd == -1)
     if slot.generation == 0:
         table.retired += 1
-        return 0
-    slot.next = table.free_head
-    table.free_head = slot.index
-    return 0
+    else:
+        slot.next = table.free_head
+        table.free_head = slot.index
+    return slot_seal(slot)
 
 
 cdef struct SlotList:           # the ready list: slots linked by `next` and `previous`, first in, first out
@@ -287,7 +313,10 @@ cdef inline Staleness slot_staleness(const SlotTable *table, uint64_t tag, uint3
 cdef inline int slots_forget_batches(SlotTable *table) noexcept nogil:
     """The 32-bit batch number wrapped: what slots noted about batches means nothing now. O(slots), very rare."""
     cdef uint32_t index
+    cdef Slot *slot
     for index in range(table.fresh):
-        slot_at(table, index).registered_batch = 0
-        slot_at(table, index).released_batch = 0
+        slot = slot_at(table, index)
+        slot.released_batch = 0
+        if slot.endpoint != NULL:
+            slot.registered_batch = 0
     return 0

@@ -75,6 +75,24 @@ static inline int64_t ek_last_recv(void) { return 0; }
 #define EK_STALE(condition) __builtin_expect(!!(condition), 0)
 #endif
 
+/* Memory that is there and that nobody may touch for now. The address sanitizer reports whoever does; without it this is
+ * nothing. */
+#ifdef __has_feature
+#if __has_feature(address_sanitizer)
+#define __SANITIZE_ADDRESS__ 1 /* what gcc defines by itself */
+#endif
+#endif
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#define EK_SANITIZED 1
+#define EK_POISON(memory, size) __asan_poison_memory_region(memory, size)
+#define EK_UNPOISON(memory, size) __asan_unpoison_memory_region(memory, size)
+#else
+#define EK_SANITIZED 0
+#define EK_POISON(memory, size) ((void)0)
+#define EK_UNPOISON(memory, size) ((void)0)
+#endif
+
 /* Pages of zeros that cost nothing until they are touched. They grow without being copied, and may move as they do.
  * NULL: no memory, and what was there before still is. */
 static inline void *ek_grow_pages(void *pages, size_t size, size_t grown)

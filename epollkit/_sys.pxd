@@ -26,6 +26,9 @@ cdef extern from "_sys.h" nogil:
         size_t iov_len
 
     const int EPOLLKIT_DEBUG
+    const int EK_SANITIZED
+    void EK_POISON(const void *memory, size_t size) noexcept
+    void EK_UNPOISON(const void *memory, size_t size) noexcept
     const int64_t EK_TICK_NS
     void EK_ASSERT(bint condition) noexcept
     bint EK_STALE(bint condition) noexcept
