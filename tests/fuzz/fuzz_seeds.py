@@ -13,7 +13,8 @@ FIELDS = (b"", b"Content-Length: 3\r\n", b"Transfer-Encoding: chunked\r\n", b"Co
           b"Host: [::1]:80\r\n", b"a:b\n")
 WORDS = (b"GET ", b"HEAD ", b"POST ", b"OPTIONS ", b"CONNECT ", b" HTTP/1.1\r\n", b" HTTP/1.0\r\n", b"HTTP/1.1",
          b"http://", b"https://", b"Host: a", b"Host: ", b"\r\n", b"\r\n\r\n", b"Content-Length: ",
-         b"Content-Length: 3", b"Transfer-Encoding: ", b"chunked", b"Connection: ", b"close", b"keep-alive", b"Expect: 100-continue",
+         b"Content-Length: 3", b"Transfer-Encoding: ", b"chunked", b"Connection: ", b"close", b"keep-alive",
+         b"Expect: 100-continue", b", chunked", b"chunked, ", b",", b":66000", b"localhost", b"\t",
          b"100-continue", b"gzip", b", ", b"%41", b"[::1]", b":80", b":443", b":65536", b"9223372036854775807", b"*",
          b"GET /c HTTP/1.1\r\nHost: a\r\n\r\n", b"GET /b HTTP/1.1\r\nHost: a\r\n\r\n",
          b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n")
