@@ -35,7 +35,7 @@ def environment() -> dict[str, str]:
 def play_one(target: str, arguments: list[str]) -> None:
     """In the process that has libFuzzer loaded."""
     module = __import__(f"fuzz_{target}")
-    libfuzzer.run(module.check, arguments)
+    libfuzzer.run(module.check, fuzz_seeds.mutate, arguments)
 
 
 def start(target: str, arguments: list[str], log: Path) -> tuple[int, str]:

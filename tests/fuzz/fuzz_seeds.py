@@ -1,6 +1,8 @@
-"""What the fuzzers start with, and the words that they put in."""
+"""What the fuzzers start with, the words that they put in, and where."""
 from __future__ import annotations
 
+import random
+import re
 from itertools import product
 
 HOST = b"Host: a\r\n"
@@ -10,7 +12,7 @@ LINES = (b"GET / HTTP/1.1", b"HEAD /a?b=%20 HTTP/1.1", b"POST /bk HTTP/1.1", b"O
 FIELDS = (b"", b"Content-Length: 3\r\n", b"Transfer-Encoding: chunked\r\n", b"Connection: close, x\r\n",
           b"Connection: keep-alive\r\n", b"Expect: 100-continue\r\nContent-Length: 3\r\n", b"X: \t a\tb \x80\r\n",
           b"Content-Length: 9223372036854775808\r\n", b"Transfer-Encoding: gzip, chunked\r\n", b" folded\r\n",
-          b"Host: [::1]:80\r\n", b"a:b\n")
+          b"Host: [::1]:80\r\n", b"Transfer-Encoding: chunked, gzip\r\n", b"a:b\n")
 WORDS = (b"GET ", b"HEAD ", b"POST ", b"OPTIONS ", b"CONNECT ", b" HTTP/1.1\r\n", b" HTTP/1.0\r\n", b"HTTP/1.1",
          b"http://", b"https://", b"Host: a", b"Host: ", b"\r\n", b"\r\n\r\n", b"Content-Length: ",
          b"Content-Length: 3", b"Transfer-Encoding: ", b"chunked", b"Connection: ", b"close", b"keep-alive",
@@ -72,3 +74,19 @@ def scripts() -> list[bytes]:
 def dictionary() -> str:
     """In libFuzzer's format."""
     return "".join('"' + "".join(f"\\x{byte:02x}" for byte in word) + '"\n' for word in WORDS)
+
+
+SEAMS = re.compile(rb"(\r\n|[ ,:/.]|\xfe.)", re.DOTALL)
+
+
+def mutate(data: bytes, chance: random.Random) -> bytes:
+    """Another input, made of this one by moving, repeating, removing and replacing what is between its seams: bytes
+    changed at random seldom make another request of one."""
+    parts = SEAMS.split(data)
+    for _ in range(chance.choice((1, 1, 1, 2, 3))):
+        at = chance.randrange(len(parts) + 1)
+        end = min(len(parts), at + chance.choice((0, 0, 0, 1, 1, 2, 4)))
+        start = chance.randrange(len(parts) + 1)
+        some = parts[start:start + chance.choice((1, 2, 3, 8))]
+        parts[at:end] = chance.choice(([chance.choice(WORDS)], [chance.choice(FIELDS)], some, []))
+    return b"".join(parts)

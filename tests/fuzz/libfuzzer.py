@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import random
 import subprocess
 import sys
 import traceback
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 COMPILER = os.environ.get("CC", "clang")
+MUTATOR = ctypes.CFUNCTYPE(ctypes.c_size_t, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_uint)
 TARGET = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_char), ctypes.c_size_t)
 
 
@@ -30,15 +32,15 @@ def runtime(name: str) -> Path:
 def libraries(directory: Path) -> list[Path]:
     """What is to be loaded first: libFuzzer, which is linked here, and the address sanitizer."""
     directory.mkdir(parents=True, exist_ok=True)
-    linked = directory / "libfuzzer.so"
-    if not linked.exists():
+    linked, source = directory / "libfuzzer.so", Path(__file__).with_name("mutator.c")
+    if not linked.exists() or linked.stat().st_mtime < source.stat().st_mtime:
         archive = runtime("libclang_rt.fuzzer_no_main-x86_64.a")
-        subprocess.run([COMPILER, "-shared", "-o", linked, "-Wl,--whole-archive", archive, "-Wl,--no-whole-archive",
-                        "-lstdc++", "-lm", "-lpthread", "-ldl"], check=True)
+        subprocess.run([COMPILER, "-shared", "-fPIC", "-O1", "-o", linked, source, "-Wl,--whole-archive", archive,
+                        "-Wl,--no-whole-archive", "-lstdc++", "-lm", "-lpthread", "-ldl"], check=True)
     return [linked, runtime("libclang_rt.asan-x86_64.so")]     # which has functions for coverage too, but empty ones
 
 
-def run(check: Callable[[bytes], None], arguments: list[str]) -> None:
+def run(check: Callable[[bytes], None], mutate: Callable[[bytes, random.Random], bytes], arguments: list[str]) -> None:
     """Does not return: libFuzzer ends the process."""
     library = ctypes.PyDLL(None)            # keeps the interpreter's lock: the check is called in this very thread
 
@@ -52,6 +54,13 @@ def run(check: Callable[[bytes], None], arguments: list[str]) -> None:
             os.abort()
         return 0
 
+    @MUTATOR
+    def mutated(data: int, size: int, most: int, seed: int) -> int:
+        made = mutate(ctypes.string_at(data, size), random.Random(seed))[:most]
+        ctypes.memmove(data, made, len(made))
+        return len(made)
+
+    ctypes.c_void_p.in_dll(library, "ek_mutate").value = ctypes.cast(mutated, ctypes.c_void_p).value
     words = [argument.encode() for argument in ["fuzz", *arguments]]
     count = ctypes.c_int(len(words))
     array = (ctypes.c_char_p * (len(words) + 1))(*words, None)
