@@ -80,13 +80,18 @@ SEAMS = re.compile(rb"(\r\n|[ ,:/.]|\xfe.)", re.DOTALL)
 
 
 def mutate(data: bytes, chance: random.Random) -> bytes:
-    """Another input, made of this one by moving, repeating, removing and replacing what is between its seams: bytes
-    changed at random seldom make another request of one."""
+    """Another input, made of this one. Bytes changed at random seldom make another request of one; lines that are
+    moved, and what is between two seams, do."""
+    if chance.random() < 0.5:
+        lines = data.split(b"\r\n")
+        at = chance.randrange(len(lines))
+        lines[at:at + chance.choice((0, 0, 0, 1))] = chance.choice((
+            [chance.choice(FIELDS)[:-2]], [chance.choice(lines)], []))
+        return b"\r\n".join(lines)
     parts = SEAMS.split(data)
-    for _ in range(chance.choice((1, 1, 1, 2, 3))):
-        at = chance.randrange(len(parts) + 1)
-        end = min(len(parts), at + chance.choice((0, 0, 0, 1, 1, 2, 4)))
-        start = chance.randrange(len(parts) + 1)
-        some = parts[start:start + chance.choice((1, 2, 3, 8))]
-        parts[at:end] = chance.choice(([chance.choice(WORDS)], [chance.choice(FIELDS)], some, []))
+    at = chance.randrange(len(parts))
+    start = chance.randrange(len(parts))
+    some = parts[start:start + chance.choice((1, 2, 3, 8))]
+    parts[at:at + chance.choice((0, 0, 1, 1, 2, 4))] = chance.choice((
+        [chance.choice(WORDS)], some, [], [parts[at], b",", parts[at]], [parts[at], b", ", parts[at]]))
     return b"".join(parts)
