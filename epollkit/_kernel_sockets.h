@@ -207,8 +207,10 @@ static void fk_establish(struct fk_file *client, struct fk_file *listener)
     child->far_length = client->own_length;
     fk_append(&listener->queue, &child->queued);
     listener->waiting++;
-    if (client->kind == FK_TCP)
+    if (client->kind == FK_TCP) {
+        child->shut = listener->shut; /* of one that was shut down, and listens again: it is a copy (sk_clone_lock()) */
         fk_wake(client, FK_ANYTHING);
+    }
     fk_wake(listener, FK_DATA_CAME);
 }
 

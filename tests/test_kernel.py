@@ -339,6 +339,23 @@ def test_both_answer_the_same(family, names, seed, count):
         compare(kernel, family, drawn_stage(draw), drawn_steps(draw, kernel, family, names, count))
 
 
+CROWD = [step for fd in (4, 5, 6) for step in (("socket", "tcp"), ("connect", fd, "open"))]     # 6 waits for room
+
+
+@pytest.mark.parametrize("steps", [
+    [*CROWD, ("shutdown", 6, 1), ("send", 6, b"a"), ("error", 6), ("recv", 6, 1), ("connect", 6, "open")],
+    [*CROWD, ("recv", 6, 1), ("send", 6, b"a"), ("connect", 6, "open"), ("close", 1), ("recv", 6, 1), ("error", 6)],
+    [*CROWD, ("epoll_ctl", 0, ADD, 6, ALWAYS | OUT), ("epoll_wait", 0, 4), ("reset", 6), ("accept", 1), ("accept", 1)],
+    [*CROWD, ("epoll_ctl", 0, ADD, 5, ALWAYS | OUT), ("close", 1), ("epoll_wait", 0, 4), ("recv", 5, 1)],
+    [("shutdown", 1, 2), ("shutdown", 1, 0), ("listen", 1, 0), ("socket", "tcp"), ("connect", 4, "open"), ("accept", 1),
+     ("send", 4, b"a"), ("recv", 5, 2), ("recv", 5, 2), ("send", 5, b"b"), ("close", 5), ("recv", 4, 2)],
+], ids=["shut down", "asked again", "gave up", "listener gone", "listener shut down"])
+def test_what_random_steps_seldom_do(steps):
+    """A connect that waits for a place in the backlog; a listener that begins again."""
+    with booted() as kernel:
+        compare(kernel, "tcp", ([None] * 4, []), steps)
+
+
 def fill(side, fd):
     """Send until it is full."""
     while side("send", side.base + fd, bytes(4096)) != "EAGAIN":
