@@ -251,7 +251,7 @@ def compare(kernel, family, stage, steps):
             expected = real(*moved(step, base, real_names, number))
             found = fake(*moved(step, FAKE_BASE, fake_names, number))
             assert found == expected, f"{stage}, {done}: {found}, but in Linux {expected}"
-            real.calls.acknowledge(range(base, base + MOST_FDS))
+            real.calls.acknowledge(range(base, base + 2 * MOST_FDS))
             masks = seen(fake)
             for _ in range(PATIENCE):
                 if (expected := seen(real)) == masks:
@@ -349,7 +349,8 @@ CROWD = [step for fd in (4, 5, 6) for step in (("socket", "tcp"), ("connect", fd
     [*CROWD, ("epoll_ctl", 0, ADD, 5, ALWAYS | OUT), ("close", 1), ("epoll_wait", 0, 4), ("recv", 5, 1)],
     [("shutdown", 1, 2), ("shutdown", 1, 0), ("listen", 1, 0), ("socket", "tcp"), ("connect", 4, "open"), ("accept", 1),
      ("send", 4, b"a"), ("recv", 5, 2), ("recv", 5, 2), ("send", 5, b"b"), ("close", 5), ("recv", 4, 2)],
-], ids=["shut down", "asked again", "gave up", "listener gone", "listener shut down"])
+    [("dup", 1), ("reset", 4), ("socket", "tcp"), ("connect", 4, "open"), ("accept", 1), ("close", 5), ("recv", 4, 2)],
+], ids=["shut down", "asked again", "gave up", "listener gone", "listener shut down", "listener lingers"])
 def test_what_random_steps_seldom_do(steps):
     """A connect that waits for a place in the backlog; a listener that begins again."""
     with booted() as kernel:
