@@ -208,7 +208,7 @@ static void fk_establish(struct fk_file *client, struct fk_file *listener)
     fk_append(&listener->queue, &child->queued);
     listener->waiting++;
     if (client->kind == FK_TCP) {
-        child->shut = listener->shut; /* it is a copy (sk_clone_lock()), also of one that was shut down, and listens again */
+        child->shut = listener->shut; /* it is a copy (sk_clone_lock()): of one that was shut down, and listens again */
         child->linger = listener->linger;
         fk_wake(client, FK_ANYTHING);
     }
