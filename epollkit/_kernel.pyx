@@ -602,7 +602,7 @@ def loop_state(Loop loop not None):
     return (
         tuple(slots), slot_list(loop, loop.slots.free_head), slot_list(loop, loop.ready.head), loop.slots.retired,
         deadlines_state(loop), calls_state(loop), batch_state(loop), flags_state(loop), idle_state(loop),
-        tuple(sorted([(<uint32_t>tag, behind(loop, tag), active(calls)) for tag, calls in loop.bound.items()])),
+        tuple(sorted([(tag & 0xFFFFFFFF, behind(loop, tag), active(calls)) for tag, calls in loop.bound.items()])),
         tuple([type(<object>loop.closings.entries[i].endpoint).__name__
                for i in range(loop.closings.first, loop.closings.end)]),
         tuple([type(endpoint).__name__ for endpoint in loop.waiting_for_room]),
