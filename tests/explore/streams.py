@@ -14,6 +14,7 @@ from epollkit import UsageError
 ADDRESS = ("127.0.0.1", 80)
 ENDING_SECONDS = 60         # longer than a close may take
 SHUT_WRITE = 1
+SECOND_NS = 10 ** 9
 
 
 class Spy(epollkit.Stream):
@@ -49,13 +50,14 @@ class Streams(World):
 
     verbs: "send", "fin", "rst", "leave", "hear": of a peer. "close", "abort", "write", "pause", "shut": of whoever
     has a stream. "refuse": a factory that raises. "copy": dup, "fork": both keep a closed file open. "raise",
-    "interrupt": in an upcall.
+    "interrupt": in an upcall. "post", "later": calls that die with their stream. "silence": a read timeout.
+    "unlisten": the listener is closed.
     """
 
     peers = 3               # connections that are ever made
     begin = 1               # of them, those at the beginning
     verbs = frozenset({"send", "fin", "rst", "leave", "hear", "close", "abort", "write", "pause", "shut", "refuse",
-                       "copy", "fork", "raise", "interrupt"})
+                       "copy", "fork", "raise", "interrupt", "post", "later", "silence", "unlisten"})
 
     def __init__(self, run: Run, bits: int = 32, verbs: frozenset[str] | None = None) -> None:
         super().__init__(run, bits)
@@ -67,9 +69,13 @@ class Streams(World):
         self.ends: dict[Conversation, int] = {}     # the peer's descriptor, while it has one
         self.queued: list[Conversation] = []        # not accepted yet
         self.streams: dict[Conversation, Spy] = {}
+        self.calls: dict[Conversation, int] = {}        # a call is posted for it: for when; 0: the next turn
+        self.quiet_ns: dict[Conversation, int] = {}     # when its read timeout began to run
+        self.listening = False
 
     def start(self) -> None:
         self.listener = self.kernel.listen(self.loop, ADDRESS, self.accepted)
+        self.listening = True
         for _ in range(self.begin):
             self.connect()
         while self.queued:
@@ -79,13 +85,15 @@ class Streams(World):
 
     def outside(self) -> list[Option]:
         found: list[Option] = []
-        if len(self.talks) < self.peers:
+        if len(self.talks) < self.peers and self.listening:
             found.append(("somebody connects", self.connect))
         for talk in self.talks:
             if talk in self.ends:
                 found += self.peer_options(talk)
         if "fork" in self.verbs and self.child is None:
             found.append(("we fork", self.fork))
+        if any(self.calls.values()) or self.quiet_ns:
+            found.append(("a second passes", lambda: self.kernel.advance(1)))
         return found + self.options()
 
     def peer_options(self, talk: Conversation) -> list[Option]:
@@ -112,6 +120,8 @@ class Streams(World):
             found.append(("raises", lambda: self.fail(stream)))
         if stream is not None and "interrupt" in self.verbs:
             found.append(("Ctrl-C", self.interrupt))
+        if "unlisten" in self.verbs and self.listening:
+            found.append(("stops listening", self.unlisten))
         return found
 
     def open_streams(self) -> list[Spy]:
@@ -131,6 +141,12 @@ class Streams(World):
         if "pause" in self.verbs and not talk.ended:
             found.append((f"resumes {talk.name}", lambda: self.resume(stream)) if talk.paused else
                          (f"pauses {talk.name}", lambda: self.pause(stream)))
+        if "post" in self.verbs and talk not in self.calls:
+            found.append((f"posts a call for {talk.name}", lambda: self.post(stream)))
+        if "later" in self.verbs and talk not in self.calls:
+            found.append((f"has {talk.name} called in a second", lambda: self.post(stream, 1)))
+        if "silence" in self.verbs and talk not in self.quiet_ns and not talk.ended:
+            found.append((f"gives {talk.name} a second", lambda: self.limit(stream)))
         if "copy" in self.verbs and not self.descriptors.files:
             found.append((f"copies {talk.name}'s descriptor", lambda: self.copy(stream)))
         return found
@@ -208,9 +224,18 @@ class Streams(World):
             require(self.ours.peer(stream.fileno()) in (self.far.file(self.ends[talk]), None), 7,
                     f"{talk.name} has somebody else's connection")
         self.story.append(f"{talk.name}.{upcall}({'' if value is None else repr(value)})")
-        talk.told(upcall, value)
+        if (upcall, value) == ("on_timeout", "read"):
+            quiet_ns = self.kernel.now_ns - self.quiet_ns.pop(talk, self.kernel.now_ns)
+            require(quiet_ns >= SECOND_NS, 1, f"{talk.name} is told of {quiet_ns / 1e9} s of silence")
+            talk.closing = True
+        else:
+            talk.told(upcall, value)
+        if upcall == "on_data" and talk in self.quiet_ns:
+            self.quiet_ns[talk] = self.kernel.now_ns
         if upcall == "on_close":
             del self.streams[talk]
+            self.quiet_ns.pop(talk, None)
+            self.calls.pop(talk, None)
         self.acts(f"{talk.name}.{upcall}", f"{talk.name}.{upcall}", lambda: self.options(stream))
 
     def close_stream(self, stream: Spy) -> None:
@@ -237,6 +262,35 @@ class Streams(World):
         stream.talk.paused = False
         stream.resume_reading()
 
+    def post(self, stream: Spy, seconds: int = 0) -> None:
+        due_ns = self.kernel.now_ns + seconds * SECOND_NS if seconds else 0
+        self.calls[stream.talk] = due_ns
+        if seconds:
+            stream.call_later(seconds, self.called, stream)
+        else:
+            stream.call_soon(self.called, stream)
+
+    def called(self, stream: Spy) -> None:
+        talk = stream.talk
+        if self.closing:
+            return
+        require(fd_of(stream) >= 0, 2, f"a call that {talk.name} has posted is made after its end")
+        require(talk in self.calls, 2, f"a call that {talk.name} has posted is made twice")
+        require(self.kernel.now_ns >= self.calls.pop(talk), 1, f"a call that {talk.name} has posted is made early")
+        self.story.append(f"{talk.name}'s call")
+        self.acts(f"{talk.name}'s call", f"{talk.name}'s call", self.options)
+
+    def limit(self, stream: Spy) -> None:
+        self.quiet_ns[stream.talk] = self.kernel.now_ns
+        stream.set_timeout(read=1)
+
+    def unlisten(self) -> None:
+        self.listening = False
+        self.listener.close()
+        for talk in self.queued:        # reset by the kernel
+            talk.closed = True
+        self.queued.clear()
+
     def fail(self, stream: Spy) -> None:
         stream.talk.raised = True
         error = RuntimeError(f"of {stream.talk.name}")
@@ -261,13 +315,21 @@ class Streams(World):
     def settled(self) -> None:
         for talk in self.talks:
             talk.settled()
-        require(not self.queued or len(self.streams) == self.slots, 5, "somebody was not accepted, and there is room")
+        require(not self.queued or len(self.streams) == self.slots or self.full(), 5,
+                "somebody was not accepted, and there is room")
         self.hear_all()
         self.kernel.advance(ENDING_SECONDS)
         while self.progress():
             self.hear_all()
-        for stream in self.streams.values():
-            require(not stream.talk.closing, 8, f"{stream.talk.name} was closed a minute ago, and is not")
+        for talk in self.streams:
+            require(not talk.closing, 8, f"{talk.name} was closed a minute ago, and is not")
+            require(talk not in self.calls, 5, f"a call that {talk.name} has posted was not made")
+            require(talk not in self.quiet_ns or talk.ended or talk.paused, 8,
+                    f"{talk.name} was given a second, and a minute of silence")
+
+    def full(self) -> bool:
+        """Whether no descriptor is left."""
+        return False
 
     def hear_all(self) -> None:
         """Everybody reads what there is, as long as there is anything."""
@@ -288,8 +350,12 @@ class Streams(World):
         talks = tuple((talk.key(), self.ends.get(talk, -1)) for talk in self.talks)
         streams = tuple((talk.name, fd_of(stream)) for talk, stream in self.streams.items())
         queued = tuple(talk.name for talk in self.queued)
+        now_ns = self.kernel.now_ns
+        calls = tuple((talk.name, due_ns and due_ns - now_ns) for talk, due_ns in self.calls.items())
+        quiet = tuple((talk.name, min(now_ns - since_ns, ENDING_SECONDS * SECOND_NS))
+                      for talk, since_ns in self.quiet_ns.items())
         return talks, streams, queued, self.inside, len(self.reports.raised), self.child is not None, \
-            tuple(self.descriptors.files)
+            tuple(self.descriptors.files), calls, quiet, self.listening
 
 
 def fd_of(stream: Any) -> int:
@@ -325,6 +391,37 @@ class Copied(Streams):
     verbs = frozenset({"send", "fin", "rst", "close", "abort", "copy", "fork"})
 
 
+class Calling(Streams):
+    """Calls and timeouts that die with their stream."""
+
+    peers = 2
+    begin = 2
+    verbs = frozenset({"send", "rst", "close", "abort", "post", "later", "silence"})
+
+
+class Full(Streams):
+    """More who come than may be there; the listener rests, and goes on when somebody ends."""
+
+    slots = 2
+    peers = 5
+    begin = 2
+    verbs = frozenset({"send", "rst", "close", "abort", "unlisten"})
+
+
+class Short(Full):
+    """The same, for want of descriptors."""
+
+    slots = 3
+    most_fds = 5            # the loop's three, and two connections
+
+    def start(self) -> None:
+        self.kernel.limit(self.ours, self.most_fds)
+        super().start()
+
+    def full(self) -> bool:
+        return len(self.ours.fds()) == self.most_fds
+
+
 class Raising(Streams):
     """Upcalls that raise, and Ctrl-C in them."""
 
@@ -343,5 +440,5 @@ class Admitted(Streams):
 
 STREAM_WORLDS: dict[str, Callable[..., World]] = {
     "streams": Plain, "streams-all": Streams, "streams-flow": Flow, "streams-copied": Copied,
-    "streams-raising": Raising,
+    "streams-raising": Raising, "streams-calls": Calling, "streams-full": Full, "streams-short": Short,
 }
