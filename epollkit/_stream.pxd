@@ -52,5 +52,6 @@ cdef class Stream(Connection):
     cdef int keep_rest(self) except -1
 
     # timeouts
+    cdef bint is_full(self) noexcept
     cdef int arm(self) except -1
     cdef int expire(self, str which) except -1

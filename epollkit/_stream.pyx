@@ -9,9 +9,9 @@ from libc.string cimport memcpy, memmove, strerror
 
 cimport epollkit._sys as _sys
 from epollkit._buffered cimport (
-    READ_ROOM_BYTES, STREAM_CLOSING, STREAM_CORKED, STREAM_DELIVERS_NOT, STREAM_DRAINING, STREAM_EARLY, STREAM_ENDED,
-    STREAM_HOLDS, STREAM_IN_WAITS, STREAM_OUT_WAITS, STREAM_PAUSED, STREAM_RATED, STREAM_RESTS, STREAM_SECURE,
-    STREAM_SHUT, STREAM_TELLS_ROOM, STREAM_UNOPENED, Loop, has_unsent,
+    READ_ROOM_BYTES, STREAM_BLOCKED, STREAM_CLOSING, STREAM_CORKED, STREAM_DELIVERS_NOT, STREAM_DRAINING, STREAM_EARLY,
+    STREAM_ENDED, STREAM_HOLDS, STREAM_IN_WAITS, STREAM_OUT_WAITS, STREAM_PAUSED, STREAM_RATED, STREAM_RESTS,
+    STREAM_SECURE, STREAM_SHUT, STREAM_TELLS_ROOM, STREAM_UNOPENED, Loop, has_unsent,
 )
 from epollkit._bytes cimport SPARE_LEAST_BYTES, SPARE_MOST_BYTES, spare_give, spare_take
 from epollkit._connection cimport Connection, Extras
@@ -479,11 +479,15 @@ cdef class Stream(Connection):
         cdef int64_t due_ns = INT64_MAX
         if options.read_ns and not self.state & STREAM_ENDED:
             due_ns = min(due_ns, options.read_at_ns + options.read_ns)
-        if options.write_ns and has_unsent(self):
+        if options.write_ns and self.is_full():
             due_ns = min(due_ns, options.write_at_ns + options.write_ns)
         if options.life_due_ns:
             due_ns = min(due_ns, options.life_due_ns)
         return self.owner().set_deadline(self.slot, 0 if due_ns == INT64_MAX else due_ns + _sys.EK_TICK_NS)
+
+    cdef bint is_full(self) noexcept:
+        """Whether the socket was offered what is unsent: what leaves in the next turn nobody has refused."""
+        return self.state & STREAM_BLOCKED and has_unsent(self)
 
     cdef int take_full(self) except -1:
         cdef Options *options = self.want_options()
@@ -507,7 +511,7 @@ cdef class Stream(Connection):
         if options.life_due_ns and options.life_due_ns <= now_ns:
             options.life_due_ns = 0
             self.on_timeout("life")
-        elif options.write_ns and has_unsent(self) and options.write_at_ns + options.write_ns <= now_ns:
+        elif options.write_ns and self.is_full() and options.write_at_ns + options.write_ns <= now_ns:
             options.write_at_ns = now_ns
             self.on_timeout("write")
         elif options.read_ns and not self.state & STREAM_ENDED and options.read_at_ns + options.read_ns <= now_ns:

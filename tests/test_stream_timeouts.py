@@ -247,6 +247,35 @@ def test_one_that_goes_on_is_told_again_and_writing_more_does_not_put_it_off(ope
         assert 2 * number <= when <= (2 + LATEST_SECONDS) * number
 
 
+@pytest.mark.parametrize("age", [0, 100])
+def test_what_the_socket_was_not_offered_yet_does_not_count(opened, passes, age):
+    """Written outside of its upcalls it leaves in the next turn; no peer has refused it before. `set_timeout` in between
+    found a clock that had not begun to run, or had long ago, and the stream timed out at once."""
+    stream, _ = opened()
+    if age:
+        stream.set_timeout(read=1000)
+        passes(age)
+    stream.write(b"soon")
+    stream.set_timeout(read=1000)
+    passes(1)
+    assert stream.timeouts() == []
+    assert stream.unsent_bytes == 0
+
+
+def test_what_is_written_as_another_time_is_looked_at_does_not_count(opened, passes, bench, clock):
+    """The look at its read timeout and a call that writes fall into the same turn, long after it last was full."""
+    stream, client = opened()
+    stream.set_timeout(read=50)
+    passes(40)
+    client.send(b"x")
+    passes(1)
+    bench.loop.call_later(1, stream.write, b"ping")
+    clock.advance(10)
+    bench.quiet()
+    assert stream.timeouts() == []
+    assert client.take(4) == b"ping"
+
+
 def test_it_can_be_switched_off(opened, passes):
     stream, client = opened(receive_buffer=4096)
     stream.set_timeout(write=None)
