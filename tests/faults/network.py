@@ -42,7 +42,7 @@ class Lab:
         self.struck = 0
         self.listening = True
 
-    def kill(self, where: str, state: str = "established") -> None:
+    def kill(self, where: str, state: str = "connected") -> None:
         """Every TCP socket in that state with these ports, "sport = :80 and dport = :5000"."""
         killed = run("ss", "-K", "-H", "-t", "-n", "state", state, f"( {where} )").count("\n")
         if not killed:
@@ -199,7 +199,7 @@ DROP = [*(silent(stage, "drop") for stage in SAID), silent("answer_under_way", "
         connect("drop", "lost: ConnectError(ETIMEDOUT)"),
         connect("reject with tcp reset", "lost: ConnectError(ECONNREFUSED)"),
         connect("reject with icmp type host-unreachable", "lost: ConnectError(EHOSTUNREACH)"),
-        lossy(5), lossy(20)]
+        lossy(2), lossy(8)]
 
 
 def played(scene: Scene) -> tuple[int, list[str]]:

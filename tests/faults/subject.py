@@ -35,7 +35,7 @@ LOCAL = ("127.0.0.1", 0)
 BIG = bytes(range(256)) * 4096                              # a megabyte: more than the sockets hold
 LINES = [BIG[:100_000], BIG[1:100_001], BIG[2:100_002]]
 SECONDS = float(os.environ.get("FAULTS_SECONDS", "20"))     # every time limit of the server
-PATIENCE_TICKS = 600                                        # of 5 ms, for everything to end
+PATIENCE_TICKS = 1600                                       # of 5 ms, for everything to end: a linger takes 5 s
 POOL_REQUESTS = 4
 
 
