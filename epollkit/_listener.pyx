@@ -198,6 +198,7 @@ def listen(Loop loop not None, opened, factory, *, bint exclusive, bint defer_ac
     try:
         loop.watch(listener.slot, listener.listen_events)
     except BaseException:
+        listener.remove_file()          # now, as in close()
         if listener.slot != NULL:
             loop.release(listener.slot, None)
         raise

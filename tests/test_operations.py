@@ -528,3 +528,13 @@ class TestCounts:
             listener.close()
             assert self.alive()["fd"] == before["fd"] + 2
         assert self.alive()["fd"] == before["fd"]
+
+
+def test_a_path_on_which_listening_failed_belongs_to_whoever_listens_there_next(loop, tmp_path):
+    path = str(tmp_path / "socket")
+    with replaced(epoll_ctl=fails("ENOMEM")), pytest.raises(OSError, match="Cannot allocate memory"):
+        loop.listen(path, Factory())
+    listener = loop.listen(path, Factory())
+    settle(loop)                                # on_closed of the one that failed
+    assert os.path.exists(path)
+    listener.close()
