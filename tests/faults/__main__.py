@@ -122,7 +122,7 @@ def tasks(short: bool, nth: list[int]) -> dict[str, Task]:
 
 def wanted(name: str, only: list[list[str]]) -> bool:
     is_call = name in {fault.name for fault in MATRIX}
-    return not only or any(words == ["calls"] and is_call or name.split(":")[:len(words[:2])] == words[:2]
+    return not only or any((words == ["calls"] and is_call) or name.split(":")[:len(words[:2])] == words[:2]
                            for words in only)
 
 

@@ -46,7 +46,7 @@ class Subject:
         self.rest = b""
 
     def __enter__(self) -> Subject:
-        self.errors = open(self.folder / "errors", "wb+")       # noqa: SIM115: until __exit__
+        self.errors = open(self.folder / "errors", "wb+")
         self.process = subprocess.Popen(self.command, env=self.environment, stdin=subprocess.PIPE,
                                         stdout=subprocess.PIPE, stderr=self.errors, start_new_session=True)
         return self

@@ -20,13 +20,12 @@ import struct
 import sys
 import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import epollkit
-from epollkit import IN, ONESHOT, Loop, Pool, Stream
-from epollkit.http import Response, listen
 from subject import BIG, LOCAL, Client, Echo, alive, open_fds
+
+from epollkit import IN, ONESHOT, Loop, Pool
+from epollkit.http import Response, listen
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 GET_BIG = GET.replace(b" / ", b" /big ")
@@ -119,7 +118,7 @@ class House:
             def answered() -> bool:
                 nonlocal received
                 with contextlib.suppress(BlockingIOError):
-                    received += client.recv(4096)       # noqa: B023: called before the next one
+                    received += client.recv(4096)       # noqa: B023
                 return received.endswith(answer)        # noqa: B023
             self.until(answered)
 
@@ -360,7 +359,7 @@ class Shared:
     """What all houses have."""
 
     def __init__(self) -> None:
-        self.file = tempfile.TemporaryFile()
+        self.file = tempfile.TemporaryFile()                # noqa: SIM115
         self.file.write(BIG[:200_000])
         self.file.flush()
         self.closed = socket.socket()
@@ -369,11 +368,12 @@ class Shared:
 
 
 def is_memory(error: BaseException) -> bool:
-    return isinstance(error, MemoryError) or "Memory allocation failure" in str(error)      # getaddrinfo's EAI_MEMORY
+    """Or getaddrinfo's EAI_MEMORY."""
+    return isinstance(error, MemoryError) or "Memory allocation failure" in str(error)
 
 
 def tried(act: Action, hook: Any, nth: int) -> tuple[bool, BaseException | None]:
-    """What is done with the nth allocation failing: whether it did, and what was raised. It allocates nothing itself."""
+    """What is done with the nth allocation failing: whether it did, and what was raised. Allocates nothing itself."""
     raised: BaseException | None = None
     try:
         hook.begin(nth)

@@ -143,7 +143,7 @@ class Client(Stream):
 class Subject:
     def __init__(self, folder: Path) -> None:
         self.path = str(folder / "socket")
-        self.file = open(folder / "file", "wb+")            # noqa: SIM115: as long as the process
+        self.file = open(folder / "file", "wb+")            # noqa: SIM115
         self.file.write(BIG[:200_000])
         self.file.flush()
         self.closed_port = socket.socket()                  # bound, and not listening
