@@ -94,7 +94,7 @@ LOOP = (
         "test_scenarios.py::TestAnExceptionEndsOneHandlerOnly::test_raw_handler"),
     mutant(
         "on-close-from-inside-close", "on_close is called in the middle of somebody's call to close()", "_core.pyx",
-        "            self.closings.append((endpoint, reason))\n",
+        "            closings_append(&self.closings, endpoint, reason)\n",
         "            endpoint.on_closed(reason)\n            endpoint.loop_link = NULL\n",
         "test_stream.py::test_on_close_is_never_called_from_inside_close"),
     mutant(
@@ -170,8 +170,8 @@ CALLS = (
 ACCEPTING = (
     mutant(
         "no-pause-without-descriptors", "a listener that can't accept is reported again and again", "_listener.pyx",
-        "        set_remove(loop.epoll_fd, self.slot)\n        loop.waiting_for_room.append(self)",
-        "        loop.waiting_for_room.append(self)",
+        "        set_remove(loop.epoll_fd, self.slot)\n        try:\n            loop.waiting_for_room",
+        "        try:\n            loop.waiting_for_room",
         "test_operations.py::TestAccept::test_without_descriptors_it_rests_a_tenth_of_a_second"),
     mutant(
         "listener-not-looked-up-again", "a factory closes its listener, which goes on accepting", "_listener.pyx",
