@@ -91,7 +91,7 @@ def answer_to(asked: Asked, number: int) -> Answer:
 
 
 class App:
-    """Of one connection: remembers what it was asked, and keeps some of the requests."""
+    """Of one connection: remembers what it was asked, and keeps every second request."""
 
     def __init__(self) -> None:
         self.asked: list[Asked] = []
@@ -101,7 +101,7 @@ class App:
         asked = seen(request)
         answer = answer_to(asked, len(self.asked))
         self.asked.append(asked)
-        if asked.target[2:3] == "k":
+        if len(self.asked) % 2 == 0:
             self.kept.append((request, asked))
         if answer.deed == "raise":
             raise RuntimeError("as asked")
