@@ -130,19 +130,20 @@ def field_faults(line: Line, others: list[tuple[bytes, bytes]], request: tuple[b
     if not VALUE.fullmatch(value):
         wrong.add(400)
     if line.end == "crlf" and colon:
-        wrong |= meaning_faults(name.lower(), value.strip(OWS), {key.lower() for key, _ in others}, *request)
+        wrong |= meaning_faults(name.lower(), value.strip(OWS), others, *request)
     return wrong
 
 
-def meaning_faults(name: bytes, value: bytes, others: set[bytes], target: bytes, version: bytes) -> set[int]:
+def meaning_faults(name: bytes, value: bytes, others: list[tuple[bytes, bytes]], target: bytes,
+                   version: bytes) -> set[int]:
     wrong = set()
-    framing = {b"content-length", b"transfer-encoding"}
-    if name in framing and others & framing:
+    framing = (b"content-length", b"transfer-encoding")
+    if name in framing and any(key.lower() in framing for key, _ in others):
         wrong.add(400)
     if name == b"host":
         absolute = ABSOLUTE.fullmatch(target) if target[:1] != b"/" else None
         default = 443 if absolute and absolute[1] else 80
-        if name in others or (value and port_of(value, default) is None):
+        if any(key.lower() == b"host" for key, _ in others) or (value and port_of(value, default) is None):
             wrong.add(400)
         if absolute and port_of(value, default) != port_of(absolute[2], default):
             wrong.add(400)
