@@ -249,8 +249,8 @@ def test_one_that_goes_on_is_told_again_and_writing_more_does_not_put_it_off(ope
 
 @pytest.mark.parametrize("age", [0, 100])
 def test_what_the_socket_was_not_offered_yet_does_not_count(opened, passes, age):
-    """Written outside of its upcalls it leaves in the next turn; no peer has refused it before. `set_timeout` in between
-    found a clock that had not begun to run, or had long ago, and the stream timed out at once."""
+    """What is written outside of its upcalls leaves in the next turn; no peer has refused it before. `set_timeout` in
+    between found a clock that had not begun to run, or had long ago, and the stream timed out at once."""
     stream, _ = opened()
     if age:
         stream.set_timeout(read=1000)
