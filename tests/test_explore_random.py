@@ -80,7 +80,7 @@ class Machine(RuleBasedStateMachine):
 def machine(world):
     class Wide(world):
         """As many slots, descriptors and events as there may be at a time."""
-        slots, room, fds, peers, dials, requests = 6, 8, 6, 8, 6, 8
+        slots, room, fds, peers, dials, requests = 6, 8, 6, 50, 50, 50
 
     Of = type(f"Machine{world.__name__}", (Machine,), {"world_class": Wide})
     Of.TestCase.settings = settings(max_examples=40, stateful_step_count=30)

@@ -255,10 +255,6 @@ class Conversation:
         require(not self.broken, 4, f"{self.name} breaks a second time")
         self.broken = True
 
-    def on_timeout(self, which: str) -> None:
-        require(which == "write" and self.heard < self.written, 1, f"{self.name} runs out of time, and has no limit")
-        self.closing = True
-
     def on_close(self, reason: BaseException | None) -> None:
         name = self.name
         require(self.wanted or self.rst or self.left, 1, f"{name} is closed ({reason!r}), and nobody has done it")

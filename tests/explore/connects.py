@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from checks import Conversation, require
-from streams import ADDRESS, Spy, Streams, fd_of
+from streams import ADDRESS, Spy, Streams, fd_of, named
 from worlds import Option, World
 
 import epollkit
@@ -102,7 +102,7 @@ class Connects(Streams):
     # -- verbs ---------------------------------------------------------------------------------------------------------
 
     def dial(self, address: tuple[str, int], addresses: int) -> None:
-        dial = Dial(chr(ord("A") + len(self.all)), addresses, self.kernel.now_ns + TIMEOUT_SECONDS * 10 ** 9)
+        dial = Dial(named(len(self.all)), addresses, self.kernel.now_ns + TIMEOUT_SECONDS * 10 ** 9)
         self.all.append(dial)
         self.dialling = dial
         dial.connector = self.loop.connect(address, lambda: self.make(dial), timeout=TIMEOUT_SECONDS)
@@ -134,7 +134,7 @@ class Connects(Streams):
                 fd = self.far.accept(server)
             except BlockingIOError:
                 continue
-            talk = Conversation(f"{len(self.talks)}")       # it has no name yet
+            talk = Conversation(named(len(self.talks)))     # whose it is will be seen
             self.talks.append(talk)
             self.ends[talk] = fd
             self.answered[file] = talk
@@ -282,7 +282,7 @@ class Pools(Streams):
         return [one.stream for one in self.all if one.stream is not None and not one.stream.is_closing]
 
     def make(self) -> Pooled:
-        talk = Conversation(chr(ord("A") + len(self.made)))
+        talk = Conversation(named(len(self.made)))
         self.made.append(Pooled(self, talk))
         return self.made[-1]
 

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 LONGEST_RUN = 250           # answers: the depth that is left fits into a byte
 TABLE_ROOM = 1 << 22        # states that a search remembers; the command line takes more
 FULLEST = 0.8               # of the table; then a new state is not remembered
+GOING_ON = 0.3              # how often a random run lets things go on, whatever else could happen
 SHRINKING_RUNS = 5000       # at most, to make a failure shorter
 SHARES_PER_JOB = 64         # pieces that a search is cut into for each of its processes
 CONTEXT = multiprocessing.get_context("fork")
@@ -108,7 +109,7 @@ class Run:
         answer = 0
         if at < len(self.prefix):
             answer = self.prefix[at] % count
-        elif self.chance is not None:
+        elif self.chance is not None and self.chance.random() > GOING_ON:
             answer = self.chance.randrange(count)
         self.taken.append((answer, count))
         return answer

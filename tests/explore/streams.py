@@ -12,6 +12,7 @@ import epollkit
 from epollkit import UsageError
 
 ADDRESS = ("127.0.0.1", 80)
+WRITE_SECONDS = 30          # that a peer has to take something
 ENDING_SECONDS = 60         # longer than a close may take
 SHUT_WRITE = 1
 SECOND_NS = 10 ** 9
@@ -39,6 +40,7 @@ class Spy(epollkit.Stream):
 
     def on_timeout(self, which: str) -> None:
         self.world.told(self, "on_timeout", which)
+        self.talk.closing = True
         super().on_timeout(which)
 
     def on_close(self, error: BaseException | None) -> None:
@@ -51,7 +53,7 @@ class Streams(World):
     verbs: "send", "fin", "rst", "leave", "hear": of a peer. "close", "abort", "write", "pause", "shut": of whoever
     has a stream. "refuse": a factory that raises. "copy": dup, "fork": both keep a closed file open. "raise",
     "interrupt": in an upcall. "post", "later": calls that die with their stream. "silence": a read timeout.
-    "unlisten": the listener is closed.
+    "unlisten": the listener is closed, and another one opened.
     """
 
     peers = 3               # connections that are ever made
@@ -71,11 +73,11 @@ class Streams(World):
         self.streams: dict[Conversation, Spy] = {}
         self.calls: dict[Conversation, int] = {}        # a call is posted for it: for when; 0: the next turn
         self.quiet_ns: dict[Conversation, int] = {}     # when its read timeout began to run
+        self.wrote_ns: dict[Conversation, int] = {}     # when there was something again that its peer had not read
         self.listening = False
 
     def start(self) -> None:
-        self.listener = self.kernel.listen(self.loop, ADDRESS, self.accepted)
-        self.listening = True
+        self.listen()
         for _ in range(self.begin):
             self.connect()
         while self.queued:
@@ -122,6 +124,8 @@ class Streams(World):
             found.append(("Ctrl-C", self.interrupt))
         if "unlisten" in self.verbs and self.listening:
             found.append(("stops listening", self.unlisten))
+        elif "unlisten" in self.verbs and self.child is None:       # which would hold the address
+            found.append(("listens again", self.listen))
         return found
 
     def open_streams(self) -> list[Spy]:
@@ -154,7 +158,7 @@ class Streams(World):
     # -- the peers -----------------------------------------------------------------------------------------------------
 
     def connect(self) -> None:
-        talk = Conversation(chr(ord("A") + len(self.talks)))
+        talk = Conversation(named(len(self.talks)))
         fd = self.far.socket()
         try:
             self.far.connect(fd, ADDRESS)
@@ -227,7 +231,9 @@ class Streams(World):
         if (upcall, value) == ("on_timeout", "read"):
             quiet_ns = self.kernel.now_ns - self.quiet_ns.pop(talk, self.kernel.now_ns)
             require(quiet_ns >= SECOND_NS, 1, f"{talk.name} is told of {quiet_ns / 1e9} s of silence")
-            talk.closing = True
+        elif (upcall, value) == ("on_timeout", "write"):
+            waits_ns = self.kernel.now_ns - self.wrote_ns.get(talk, self.kernel.now_ns)
+            require(waits_ns >= WRITE_SECONDS * SECOND_NS, 1, f"{talk.name} has waited for {waits_ns / 1e9} s only")
         else:
             talk.told(upcall, value)
         if upcall == "on_data" and talk in self.quiet_ns:
@@ -247,6 +253,8 @@ class Streams(World):
         stream.abort()
 
     def write(self, stream: Spy) -> None:
+        if stream.talk.heard == stream.talk.written:
+            self.wrote_ns[stream.talk] = self.kernel.now_ns
         stream.talk.written += 2
         stream.write(2 * stream.talk.large)
 
@@ -283,6 +291,10 @@ class Streams(World):
     def limit(self, stream: Spy) -> None:
         self.quiet_ns[stream.talk] = self.kernel.now_ns
         stream.set_timeout(read=1)
+
+    def listen(self) -> None:
+        self.listener = self.kernel.listen(self.loop, ADDRESS, self.accepted)
+        self.listening = True
 
     def unlisten(self) -> None:
         self.listening = False
@@ -351,11 +363,18 @@ class Streams(World):
         streams = tuple((talk.name, fd_of(stream)) for talk, stream in self.streams.items())
         queued = tuple(talk.name for talk in self.queued)
         now_ns = self.kernel.now_ns
+        wrote = tuple((talk.name, min(now_ns - since_ns, ENDING_SECONDS * SECOND_NS))
+                      for talk, since_ns in self.wrote_ns.items() if talk.heard < talk.written)
         calls = tuple((talk.name, due_ns and due_ns - now_ns) for talk, due_ns in self.calls.items())
         quiet = tuple((talk.name, min(now_ns - since_ns, ENDING_SECONDS * SECOND_NS))
                       for talk, since_ns in self.quiet_ns.items())
         return talks, streams, queued, self.inside, len(self.reports.raised), self.child is not None, \
-            tuple(self.descriptors.files), calls, quiet, self.listening
+            tuple(self.descriptors.files), calls, quiet, wrote, self.listening
+
+
+def named(number: int) -> str:
+    """A, B, C ... A1, B1 ..."""
+    return chr(ord("A") + number % 26) + str(number // 26 or "")
 
 
 def fd_of(stream: Any) -> int:
@@ -396,7 +415,7 @@ class Calling(Streams):
 
     peers = 2
     begin = 2
-    verbs = frozenset({"send", "rst", "close", "abort", "post", "later", "silence"})
+    verbs = frozenset({"send", "rst", "write", "abort", "post", "later", "silence"})
 
 
 class Full(Streams):
