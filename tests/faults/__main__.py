@@ -30,7 +30,7 @@ MEMORY = ["malloc", "lasting", "python"]
 SEEDS = range(1, 41)
 NETWORK = ["kill", "drop"]
 SHORT_SEEDS = 2
-SHORT_STEP = 37             # of failing allocations: every so many
+SHORT_STEP = 97             # of failing allocations: every so many
 SHORT_SCENES = {"kill": ["answer_under_way:server", "pool", "listener"], "drop": ["idle:drop", "lossy:2"]}
 MOST_SHOWN = 5              # problems of a row
 

@@ -159,8 +159,8 @@ def listener(lab: Lab) -> None:
     for _ in range(2):
         with lab.clients.talk("echo") as talk:
             lab.clients.one_echo(talk)
-    counts = lab.subject.ask("count")
-    if (counts["live"], counts["timers"], counts["lost"]) != (-1, 0, 0):
+    counts = lab.subject.ask("count", 1)
+    if (counts["live"], counts["timers"], counts["lost"]) != (0, 0, 0):
         raise Wrong(f"left: {counts}")
     lab.listening = False
 

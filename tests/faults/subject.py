@@ -4,7 +4,7 @@ It says where it serves as a line of JSON, and then does what each line on stand
 
     use             ask its own server, through a pool and by connectors; the answer says how that went
     dial PORT       connect there, with a second to do it; the answer says what came of it
-    count           close the pool, wait for everything else to end, and say what is left
+    count [N]       close the pool, wait for everything else to end, and say what is left; N listeners have ended
     end             close the loop and say what is left then
 
 It is one thread, so that the nth call is the same one in each run; and what it talks to its driver by is read(2) and
@@ -229,15 +229,15 @@ class Subject:
     def obey_dial(self, port: str) -> None:
         self.loop.connect(("127.0.0.1", int(port)), lambda: Client(lambda what: self.say(dialled=what)), timeout=1.0)
 
-    def obey_count(self, ticks: int = 0) -> None:
+    def obey_count(self, gone: str = "0", ticks: int = 0) -> None:
         if self.pool is not None:
             self.pool.close()
             self.pool = None
         stats = self.loop.stats()
-        fds, live = self.at_rest
+        fds, live = self.at_rest[0], self.at_rest[1] - int(gone)
         left = {fd: what for fd, what in open_fds().items() if fd not in fds}
         if ticks < PATIENCE_TICKS and (stats.live != live or stats.timers or len(left) > stats.lost):
-            self.loop.call_later(0.005, self.obey_count, ticks + 1)
+            self.loop.call_later(0.005, self.obey_count, gone, ticks + 1)
         else:
             self.say(fds=left, live=stats.live - live, timers=stats.timers, lost=stats.lost,
                      wrong=stats.wrong_deliveries, accepted=stats.accepted, batches=stats.batches)
