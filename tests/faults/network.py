@@ -21,6 +21,7 @@ from matrix import judged
 
 SECONDS = 90.0          # for a scene, which takes two
 PATIENCE = 20.0
+LOSSY_LIMITS = {"FAULTS_SECONDS": "5", "FAULTS_CONNECT": "20"}      # a RST that is lost is not sent again
 LIMIT = {"FAULTS_SECONDS": "1"}     # every time limit of the server
 
 Scene = Callable[["Lab"], None]
@@ -203,7 +204,7 @@ DROP = [*(silent(stage, "drop") for stage in SAID), silent("answer_under_way", "
 
 
 def played(scene: Scene) -> tuple[int, list[str]]:
-    limits = {} if scene.__name__.startswith("lossy") else LIMIT
+    limits = LOSSY_LIMITS if scene.__name__.startswith("lossy") else LIMIT
     problems: list[str] = []
     end: dict[str, Any] = {}
     lab = None

@@ -35,7 +35,8 @@ LOCAL = ("127.0.0.1", 0)
 BIG = bytes(range(256)) * 4096                              # a megabyte: more than the sockets hold
 LINES = [BIG[:100_000], BIG[1:100_001], BIG[2:100_002]]
 SECONDS = float(os.environ.get("FAULTS_SECONDS", "20"))     # every time limit of the server
-PATIENCE_TICKS = 1600                                       # of 5 ms, for everything to end: a linger takes 5 s
+CONNECT_SECONDS = float(os.environ.get("FAULTS_CONNECT", "2"))
+PATIENCE_TICKS = 3000      # of 5 ms, for everything to end: a time limit, and then a linger of 5 s
 POOL_REQUESTS = 4
 
 
@@ -219,12 +220,12 @@ class Subject:
                 stream.ask(self.pool, done)
 
         if self.pool is None:
-            self.pool = Pool(self.loop, Client, max_open=2, connect_timeout=2.0)
+            self.pool = Pool(self.loop, Client, max_open=2, connect_timeout=CONNECT_SECONDS)
         for _ in range(POOL_REQUESTS):
             self.pool.acquire(self.echo.address, receive)
-        self.loop.connect(self.echo.address, lambda: Client(done), timeout=2.0)
-        self.loop.connect(self.path, lambda: Client(done), timeout=2.0)
-        self.loop.connect(self.nobody, lambda: Refused(done), timeout=2.0)
+        self.loop.connect(self.echo.address, lambda: Client(done), timeout=CONNECT_SECONDS)
+        self.loop.connect(self.path, lambda: Client(done), timeout=CONNECT_SECONDS)
+        self.loop.connect(self.nobody, lambda: Refused(done), timeout=CONNECT_SECONDS)
 
     def obey_dial(self, port: str) -> None:
         self.loop.connect(("127.0.0.1", int(port)), lambda: Client(lambda what: self.say(dialled=what)), timeout=1.0)
