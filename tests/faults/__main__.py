@@ -105,11 +105,12 @@ def network(what: str, wanted: list[str]) -> Row:
 Task = Callable[[Laboratory], Row]
 
 
-def tasks(short: bool, nth: list[int]) -> dict[str, Task]:
+def tasks(short: bool, only: list[list[str]]) -> dict[str, Task]:
     """Everything that can be tried, by name."""
     found: dict[str, Task] = {}
     for fault in MATRIX:
-        found[fault.name] = lambda laboratory, fault=fault: strike(
+        nth = [int(words[2]) for words in only if words[:2] == fault.name.split(":") and len(words) > 2]
+        found[fault.name] = lambda laboratory, fault=fault, nth=nth: strike(
             laboratory, fault, nth or ([middle(laboratory, fault)] if short else []))
     for how in MEMORY:
         found[f"memory:{how}"] = lambda laboratory, how=how: memory(laboratory, how, SHORT_STEP if short else 1)
@@ -152,8 +153,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="runs at a time")
     options = parser.parse_args()
     only = [words.split(":") for words in options.only or []]
-    nth = [int(words[2]) for words in only if len(words) > 2]
-    chosen = {name: task for name, task in tasks(options.short, nth).items() if wanted(name, only)}
+    chosen = {name: task for name, task in tasks(options.short, only).items() if wanted(name, only)}
     if not chosen:
         parser.error(f"nothing is called {' or '.join(options.only)}; --list names them")
     if options.list:

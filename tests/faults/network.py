@@ -21,7 +21,7 @@ from matrix import judged
 
 SECONDS = 90.0          # for a scene, which takes two
 PATIENCE = 20.0
-LOSSY_LIMITS = {"FAULTS_SECONDS": "5", "FAULTS_CONNECT": "20"}      # a RST that is lost is not sent again
+LOSSY_LIMITS = {"FAULTS_SECONDS": "10", "FAULTS_CONNECT": "20"}      # a RST that is lost is not sent again
 LIMIT = {"FAULTS_SECONDS": "1"}     # every time limit of the server
 
 Scene = Callable[["Lab"], None]
@@ -200,7 +200,7 @@ DROP = [*(silent(stage, "drop") for stage in SAID), silent("answer_under_way", "
         connect("drop", "lost: ConnectError(ETIMEDOUT)"),
         connect("reject with tcp reset", "lost: ConnectError(ECONNREFUSED)"),
         connect("reject with icmp type host-unreachable", "lost: ConnectError(EHOSTUNREACH)"),
-        lossy(2), lossy(8)]
+        lossy(2), lossy(5)]
 
 
 def played(scene: Scene) -> tuple[int, list[str]]:

@@ -36,7 +36,7 @@ BIG = bytes(range(256)) * 4096                              # a megabyte: more t
 LINES = [BIG[:100_000], BIG[1:100_001], BIG[2:100_002]]
 SECONDS = float(os.environ.get("FAULTS_SECONDS", "20"))     # every time limit of the server
 CONNECT_SECONDS = float(os.environ.get("FAULTS_CONNECT", "2"))
-PATIENCE_TICKS = 3000      # of 5 ms, for everything to end: a time limit, and then a linger of 5 s
+PATIENCE_TICKS = 4000      # of 5 ms, for everything to end: a time limit, and then a linger of 5 s
 POOL_REQUESTS = 4
 
 
