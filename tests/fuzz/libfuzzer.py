@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import random
 import subprocess
 import sys
@@ -25,7 +26,7 @@ def runtime(name: str) -> Path:
     found = subprocess.run([COMPILER, f"-print-file-name={name}"], capture_output=True, text=True, check=True)
     path = Path(found.stdout.strip())
     if not path.is_absolute():
-        sys.exit(f"{COMPILER} has no {name}; on Debian: apt-get install clang libclang-rt-14-dev")
+        sys.exit(f"{COMPILER} has no {name}; on Debian: apt-get install clang libclang-rt-<version>-dev")
     return path
 
 
@@ -34,10 +35,10 @@ def libraries(directory: Path) -> list[Path]:
     directory.mkdir(parents=True, exist_ok=True)
     linked, source = directory / "libfuzzer.so", Path(__file__).with_name("mutator.c")
     if not linked.exists() or linked.stat().st_mtime < source.stat().st_mtime:
-        archive = runtime("libclang_rt.fuzzer_no_main-x86_64.a")
+        archive = runtime(f"libclang_rt.fuzzer_no_main-{platform.machine()}.a")
         subprocess.run([COMPILER, "-shared", "-fPIC", "-O1", "-o", linked, source, "-Wl,--whole-archive", archive,
                         "-Wl,--no-whole-archive", "-lstdc++", "-lm", "-lpthread", "-ldl"], check=True)
-    return [linked, runtime("libclang_rt.asan-x86_64.so")]     # which has functions for coverage too, but empty ones
+    return [linked, runtime(f"libclang_rt.asan-{platform.machine()}.so")]     # its own hooks for coverage are empty
 
 
 def run(check: Callable[[bytes], None], mutate: Callable[[bytes, random.Random], bytes], arguments: list[str]) -> None:
