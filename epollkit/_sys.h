@@ -89,8 +89,8 @@ static inline int64_t ek_last_recv(void) { return 0; }
 #define EK_UNPOISON(memory, size) __asan_unpoison_memory_region(memory, size)
 #else
 #define EK_SANITIZED 0
-#define EK_POISON(memory, size) ((void)0)
-#define EK_UNPOISON(memory, size) ((void)0)
+#define EK_POISON(memory, size) ((void)(memory), (void)(size))
+#define EK_UNPOISON(memory, size) ((void)(memory), (void)(size))
 #endif
 
 /* Pages of zeros that cost nothing until they are touched. They grow without being copied, and may move as they do.
