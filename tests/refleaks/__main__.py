@@ -3,7 +3,8 @@
 Each test is run in rounds, in one process. After a round the collector has run, and three things are counted: all
 references (`sys.gettotalrefcount`), all blocks of memory that the interpreter has given out, and what the debug build
 says is alive of ours. What grows in every round leaks, and what falls in every round is let go of once too often: the
-slope has to be zero. A figure that grows in one round and not in the next is a cache.
+slope has to be zero. A figure that grows in one round and not in the next is a cache, so what is suspected after
+ROUNDS is sure after ROUNDS_TO_BE_SURE.
 
 Without arguments: `CHOSEN`, and then `control.py`, whose tests do it wrong and must be found.
 """
@@ -11,7 +12,10 @@ from __future__ import annotations
 
 import array
 import gc
+import re
 import sys
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +28,34 @@ from epollkit import _operations
 HERE = Path(__file__).resolve().parent
 TESTS = HERE.parent
 WARM_UP = 2
-ROUNDS = 4
+ROUNDS = 3
+ROUNDS_TO_BE_SURE = 10
 
-# Left out: files that are about other processes, and hypothesis, which makes something new in every round.
+# A part of the suite that takes minutes: what holds references in C memory, hands them on, and loses them by accident.
 CHOSEN = [
-    "test_slots.py", "test_timers.py", "test_loop.py", "test_raw_api.py", "test_edges.py", "test_listener.py",
-    "test_regressions.py", "test_scenarios.py", "test_connector.py", "test_pool.py", "test_rate.py", "test_tls.py",
-    "test_idle.py", "test_stream.py", "test_stream_adopt.py", "test_stream_flow.py", "test_stream_frames.py",
-    "test_stream_output.py", "test_stream_rates.py", "test_stream_timeouts.py", "test_stream_tls.py",
-    "test_http_objects.py", "test_http_request_response.py", "test_http_server.py",
+    "test_raw_api.py", "test_regressions.py", "test_timers.py", "test_listener.py", "test_scenarios.py",
+    "test_stream_adopt.py", "test_stream_frames.py", "test_stream_output.py", "test_http_objects.py",
 ]
+# A million of anything, seven times; and what collects at every 13th allocation: there the blocks, though not the
+# references, grow for a hundred rounds and then no more. (hypothesis is left out below: it never does the same twice.)
+LEFT_OUT = "not Million and not closes_the_loop_while_registering"
+
+
+generators = array.array("q", [0])
+
+
+def counting(make: Callable[..., Any]) -> Callable[..., Any]:
+    """The end of a generator of Cython's adds one to the total of references, though there is none: a bare one in a
+    module of its own does so too. Ours are in `_operations` alone."""
+    def made(*arguments: Any, **options: Any) -> Any:
+        generators[0] += 1
+        return make(*arguments, **options)
+
+    return made
+
+
+_operations.replaced = counting(_operations.replaced)
+_operations.fake_clock = counting(_operations.fake_clock)
 
 
 class Count:
@@ -41,27 +63,39 @@ class Count:
 
     def __init__(self) -> None:
         self.names = ["references", "blocks", *_operations.counts()]
-        self.figures = array.array("q", bytes(8 * len(self.names) * (ROUNDS + 1)))
+        self.figures = array.array("q", bytes(8 * len(self.names) * (ROUNDS_TO_BE_SURE + 1)))
 
     def take(self, number: int) -> None:
         at = number * len(self.names)
-        for _ in range(3):
+        re.purge()                      # `match=` with a port in it is another pattern each time
+        sys._clear_type_cache()
+        for _ in range(2):
             gc.collect()
-        self.figures[at] = sys.gettotalrefcount()
+        self.figures[at] = sys.gettotalrefcount() - generators[0]
         self.figures[at + 1] = sys.getallocatedblocks()
         for made, freed in _operations.counts().values():
             self.figures[at + 2] = made - freed
             at += 1
 
-    def slopes(self) -> dict[str, list[int]]:
+    def slopes(self, rounds: int) -> dict[str, list[int]]:
         """By how much each figure changed in each round, of those that went the same way in all of them."""
         found = {}
         for place, name in enumerate(self.names):
             column = self.figures[place::len(self.names)]
-            steps = [column[number + 1] - column[number] for number in range(ROUNDS)]
+            steps = [column[number + 1] - column[number] for number in range(rounds)]
             if min(steps) > 0 or max(steps) < 0:
                 found[name] = steps
         return found
+
+
+class Sibling:
+    """What pytest takes for the test that comes next: it keeps what is made for a module or the session."""
+
+    def __init__(self, item: pytest.Item) -> None:
+        self.chain = item.listchain()[:-1]
+
+    def listchain(self) -> list[Any]:
+        return self.chain
 
 
 class Rounds:
@@ -77,21 +111,25 @@ class Rounds:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: Any, nextitem: pytest.Item | None) -> bool:
-        count = Count()
-        rounds = WARM_UP + ROUNDS
-        for number in range(rounds + 1):
-            if not self.passes(item, nextitem if number == rounds else item, tell=number == 0):
-                self.not_counted += 1
-                return True
-            if number >= WARM_UP:
-                count.take(number - WARM_UP)
-        found = count.slopes()
-        self.clean += not found
+        found = self.measured(item, ROUNDS) and self.measured(item, ROUNDS_TO_BE_SURE)
+        item.session._setupstate.teardown_exact(nextitem)
         if found:
             self.leaks[item.nodeid] = found
+        self.clean += found == {}
+        self.not_counted += found is None
         return True
 
-    def passes(self, item: Any, nextitem: pytest.Item | None, tell: bool) -> bool:
+    def measured(self, item: Any, rounds: int) -> dict[str, list[int]] | None:
+        """Its slopes; None if it did not pass."""
+        count = Count()
+        for number in range(-WARM_UP, rounds + 1):
+            if not self.passes(item, Sibling(item), tell=(number, rounds) == (-WARM_UP, ROUNDS)):
+                return None
+            if number >= 0:
+                count.take(number)
+        return count.slopes(rounds)
+
+    def passes(self, item: Any, nextitem: Any, tell: bool) -> bool:
         """Run it once; pytest hears of the first time, and of what failed or was skipped."""
         item._initrequest()
         item._report_sections.clear()
@@ -100,16 +138,20 @@ class Rounds:
         if tell or not passed:
             for report in reports:
                 item.ihook.pytest_runtest_logreport(report=report)
-        if not passed:
-            item.session._setupstate.teardown_exact(None)
         return passed
+
+    @pytest.fixture
+    def tmp_path(self) -> Iterator[Path]:
+        """pytest's own keeps something of every directory that it has made."""
+        with tempfile.TemporaryDirectory() as name:
+            yield Path(name)
 
 
 def run(*arguments: str) -> tuple[Rounds, int]:
     rounds = Rounds()
     settings = str(TESTS.parent / "pyproject.toml")
-    status = pytest.main(["-q", "-p", "no:cacheprovider", "-o", "timeout=600", "-c", settings, *arguments],
-                         plugins=[rounds])
+    status = pytest.main(["-q", "-p", "no:cacheprovider", "-o", "timeout=600", "-c", settings, "-k", LEFT_OUT,
+                          *arguments], plugins=[rounds])
     return rounds, int(status)
 
 
@@ -121,7 +163,7 @@ def main() -> int:
     rounds, status = run(*(chosen or [str(TESTS / name) for name in CHOSEN]))
     for test, found in rounds.leaks.items():
         print(f"LEAK {test}: " + "; ".join(f"{name} {steps}" for name, steps in found.items()))
-    print(f"{rounds.clean} tests without a slope in {ROUNDS} rounds, {len(rounds.leaks)} with one, "
+    print(f"{rounds.clean} tests without a slope, {len(rounds.leaks)} with one, "
           f"{rounds.not_counted} not counted (skipped or failed)")
     if not chosen:
         control, _ = run(str(HERE / "control.py"))
