@@ -45,7 +45,7 @@ from epollkit._core cimport Endpoint
 from epollkit._listener cimport Listener
 from epollkit._operations cimport ek_operations, ek_real_operations, install
 from epollkit._output cimport Output
-from epollkit._slots cimport NO_SLOT, Slot, slot_at, slot_of_node
+from epollkit._slots cimport NO_SLOT, Slot, slot_at, slot_copy, slot_of_node
 from epollkit._stream cimport Options, Stream
 from epollkit._sys cimport epoll_event, sockaddr_storage
 
@@ -628,7 +628,8 @@ cdef tuple slot_list(Loop loop, uint32_t index):
     return tuple(found)
 
 
-cdef tuple slot_state(Loop loop, const Slot *slot):
+cdef tuple slot_state(Loop loop, Slot *place):
+    cdef Slot slot = slot_copy(place)
     cdef bint under_way = loop.batch_cursor < loop.batch_count      # the next one has another number
     cdef bint released = under_way and slot.released_batch == loop.batch
     return (
