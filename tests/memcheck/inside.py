@@ -91,7 +91,7 @@ def talk(loop: epollkit.Loop, listener: epollkit.Listener, pieces: list[bytes], 
         loop.turn(0.01)
         if loop.stats().live == 1:
             break
-    assert len(set(answers)) == 1, answers
+    assert len({answer[-500:] for answer in answers}) == 1, answers         # what is before that has a date in it
     return answers[0]
 
 
