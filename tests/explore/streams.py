@@ -124,7 +124,7 @@ class Streams(World):
             found.append(("Ctrl-C", self.interrupt))
         if "unlisten" in self.verbs and self.listening:
             found.append(("stops listening", self.unlisten))
-        elif "unlisten" in self.verbs and self.child is None:       # which would hold the address
+        elif "unlisten" in self.verbs and self.child is None and not self.full():      # a child would hold the address
             found.append(("listens again", self.listen))
         return found
 
@@ -437,8 +437,22 @@ class Short(Full):
         self.kernel.limit(self.ours, self.most_fds)
         super().start()
 
+    def outside(self) -> list[Option]:
+        found = super().outside()
+        for fd, file in self.descriptors.files.items():
+            found.append(("another file is closed", lambda fd=fd, file=file: self.descriptors.close(fd, file)))
+        if not self.descriptors.files and not self.full():
+            found.append(("another file is opened", lambda: self.descriptors.opened(self.ours.eventfd())))
+        return found
+
     def full(self) -> bool:
         return len(self.ours.fds()) == self.most_fds
+
+    def settled(self) -> None:
+        self.kernel.advance(1)          # longer than a listener rests
+        while self.progress():
+            pass
+        super().settled()
 
 
 class Raising(Streams):
