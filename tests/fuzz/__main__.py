@@ -10,6 +10,7 @@ import argparse
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -85,20 +86,33 @@ def fuzz(target: str, seconds: int, further: list[str]) -> int:
     return int(status != 0)
 
 
+def additions(control: Path) -> dict[str, int]:
+    """How many edges each file reaches that no smaller one does, from what a merge writes down: two counts, the names,
+    then a line for each."""
+    lines = control.read_text().splitlines()
+    names = lines[2:2 + int(lines[0])]
+    return {names[int(line.split()[1])]: len(line.split()) - 2 for line in lines if line.startswith("COV ")}
+
+
 def keep(target: str) -> int:
-    """Merge what the corpus reaches into as few small files as do."""
-    merged = WORK / target / "merged"
-    merged.mkdir(exist_ok=True)
-    for path in merged.glob("*"):
-        path.unlink()
-    status, _ = start(target, ["-merge=1", f"-max_len={MOST_KEPT_BYTES}", str(merged),
-                               str(WORK / target / "corpus")], WORK / target / "merge.log")
+    """A few small files that together reach nearly as much as the whole corpus."""
+    merged, control = WORK / target / "merged", WORK / target / "control"
+    shutil.rmtree(merged, ignore_errors=True)
+    merged.mkdir()
+    control.unlink(missing_ok=True)
+    status, _ = start(target, ["-merge=1", "-use_counters=0", f"-max_len={MOST_KEPT_BYTES}",
+                               f"-merge_control_file={control}", str(merged), str(WORK / target / "corpus")],
+                      WORK / target / "merge.log")
     found = HERE / "found" / target
     found.mkdir(parents=True, exist_ok=True)
-    files = sorted(merged.glob("*"), key=lambda path: path.stat().st_size)
-    for path in files[:MOST_KEPT]:
-        (found / f"corpus-{path.name[:12]}").write_bytes(path.read_bytes())
-    print(f"{target}: {len(files)} files reach it all, the {min(len(files), MOST_KEPT)} smallest are kept")
+    for old in found.glob("corpus-*"):
+        old.unlink()
+    files = additions(control)
+    chosen = sorted(files, key=lambda name: (-files[name], name))[:MOST_KEPT]
+    for name in chosen:
+        (found / f"corpus-{Path(name).name[:12]}").write_bytes(Path(name).read_bytes())
+    print(f"{target}: {len(chosen)} files are kept, which reach {sum(files[name] for name in chosen)} of the "
+          f"{sum(files.values())} edges that the corpus of {len(files)} reaches")
     return status
 
 

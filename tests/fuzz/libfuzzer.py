@@ -10,6 +10,7 @@ import ctypes
 import os
 import platform
 import random
+import shlex
 import subprocess
 import sys
 import traceback
@@ -62,7 +63,8 @@ def run(check: Callable[[bytes], None], mutate: Callable[[bytes, random.Random],
         return len(made)
 
     ctypes.c_void_p.in_dll(library, "ek_mutate").value = ctypes.cast(mutated, ctypes.c_void_p).value
-    words = [argument.encode() for argument in ["fuzz", *arguments]]
+    again = [sys.executable, *sys.argv[:sys.argv.index("--") + 1]]      # for a merge libFuzzer starts itself
+    words = [argument.encode() for argument in [shlex.join(again), *arguments]]
     count = ctypes.c_int(len(words))
     array = (ctypes.c_char_p * (len(words) + 1))(*words, None)
     pointer = ctypes.cast(array, ctypes.POINTER(ctypes.c_char_p))
