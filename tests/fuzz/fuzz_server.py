@@ -42,6 +42,7 @@ MOST_CONNECTIONS = 3
 FEW = 2
 PATIENCE = 20                       # times 50 ms, while something is missing
 MOST_SENT_BYTES = 1 << 18           # per script, with everything that is repeated
+MOST_PAUSED_BYTES = 1 << 12         # likewise, where every third frame, which may be one byte, is waited for
 MOST_TURNS = 20_000
 LIMITS = rfc9112.Limits(120, 12, 80)
 BODY_LIMIT = 2000
@@ -498,7 +499,7 @@ class Stage:
         self.reported: list[tuple[BaseException, object]] = []
         self.peers: list[Peer] = []
         self.made: list[Any] = []                   # by the factory, in the order of accepting
-        self.room = MOST_SENT_BYTES
+        self.room = MOST_PAUSED_BYTES if world.frames and self.pauses else MOST_SENT_BYTES
         self.loop = epollkit.Loop(max_connections=most)
         self.loop.set_exception_handler(lambda error, source: self.reported.append((error, source)))
         self.listener: Any = None
