@@ -110,7 +110,7 @@ def keep(target: str) -> int:
     files = additions(control)
     chosen = sorted(files, key=lambda name: (-files[name], name))[:MOST_KEPT]
     for name in chosen:
-        (found / f"corpus-{Path(name).name[:12]}").write_bytes(Path(name).read_bytes())
+        (found / f"corpus-{Path(name).name.removeprefix('corpus-')[:12]}").write_bytes(Path(name).read_bytes())
     print(f"{target}: {len(chosen)} files are kept, which reach {sum(files[name] for name in chosen)} of the "
           f"{sum(files.values())} edges that the corpus of {len(files)} reaches")
     return status
