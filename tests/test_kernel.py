@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
 import os
 import platform
 import random
@@ -703,7 +704,8 @@ class TestTheLoopInIt:
         fd = connect(peer, ADDRESS)
         settle(loop)
         kernel.capacity = 4
-        with open(tmp_path / "file", "rb") as file:
+        with open(tmp_path / "file", "rb") as low, \
+                os.fdopen(fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, 200), "rb") as file:     # not a fake number
             number = kernel.ours.disk(b"0123456789")
             kernel.ours.dup2(number, file.fileno())
             kernel.ours.close(number)

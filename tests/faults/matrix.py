@@ -7,6 +7,7 @@ set is taken for somebody else's, is let go of and left open (`LoopStats.lost`),
 from __future__ import annotations
 
 import errno
+import os
 import re
 import shutil
 import subprocess
@@ -148,6 +149,8 @@ class Laboratory:
             return fired, judged(fault if fired and not harmless else None, *outcome)
 
     def with_library(self, folder: Path, order: str) -> Subject:
+        if os.environ.get("LD_PRELOAD"):
+            raise Impossible("a library is preloaded already: a sanitizer's has to be the first")
         return Subject(folder, environment={"LD_PRELOAD": str(self.library), "FAULTS": order}, seconds=SECONDS)
 
 
