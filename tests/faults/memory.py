@@ -266,9 +266,12 @@ def raw(house: House) -> Action:
 def connects(house: House) -> Action:
     results: list[str] = []
 
+    def client() -> Client:             # here: Python 3.13.0 crashes where it can't make a function
+        return Client(results.append)
+
     def act() -> None:
-        house.loop.connect(house.echo.address, lambda: Client(results.append), timeout=5.0)
-        house.loop.connect(house.shared.closed_port, lambda: Client(results.append), timeout=5.0)
+        house.loop.connect(house.echo.address, client, timeout=5.0)
+        house.loop.connect(house.shared.closed_port, client, timeout=5.0)
         house.turns()
     return act
 
