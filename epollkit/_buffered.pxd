@@ -143,7 +143,6 @@ cdef class Buffered(_core.Endpoint):
 
 
 cdef object broken_by(int code)         # that errno as an OSError
-cdef bint is_over(Buffered connection) noexcept     # both directions have ended, and nobody has closed it
 
 
 cdef inline ssize_t fill_input(Loop loop, int fd, Py_ssize_t room) noexcept:
@@ -158,6 +157,12 @@ cdef inline ssize_t fill_input(Loop loop, int fd, Py_ssize_t room) noexcept:
 cdef inline bint has_unsent(Buffered connection) noexcept:
     """Whether anything that was written has not been given to the socket."""
     return connection.output != NULL or connection.state & STREAM_SEALED
+
+
+cdef inline bint is_over(Buffered connection) noexcept:
+    """Whether both directions have ended, and nobody has closed it."""
+    return connection.state & (STREAM_ENDED | STREAM_SHUT | STREAM_CLOSING) == STREAM_ENDED | STREAM_SHUT \
+        and not has_unsent(connection)
 
 
 cdef inline char *reserve(Buffered connection, Py_ssize_t length) noexcept:

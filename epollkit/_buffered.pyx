@@ -85,12 +85,6 @@ cdef object broken_by(int code):
     return OSError(code, strerror(code).decode())
 
 
-cdef bint is_over(Buffered connection) noexcept:
-    """Whether both directions have ended, and nobody has closed it."""
-    return connection.state & (STREAM_ENDED | STREAM_SHUT | STREAM_CLOSING) == STREAM_ENDED | STREAM_SHUT \
-        and not has_unsent(connection)
-
-
 cdef class Buffered(_core.Endpoint):
     """A buffered connection, and nothing more: what `Connection` adds TLS and rate limits to.
 
@@ -391,9 +385,14 @@ cdef class Buffered(_core.Endpoint):
     cdef int spill(self, Loop loop) except -1:
         """Move what was gathered to the queue: something larger follows, or an exception cuts the upcall short. Only
         for the one that has gathered it."""
-        if loop.scratch_used and self.slot != NULL:
-            self.queue(PyBytes_FromStringAndSize(loop.scratch, loop.scratch_used))
-        loop.scratch_used = 0
+        cdef Py_ssize_t gathered = loop.scratch_used
+        loop.scratch_used = 0                   # first: write_limit may be a property, and send a file
+        try:
+            if gathered and self.slot != NULL:
+                self.queue(PyBytes_FromStringAndSize(loop.scratch, gathered))
+        except MemoryError:
+            loop.scratch_used = gathered
+            raise
         return 0
 
     cdef int put(self, const char *data, Py_ssize_t length, bytes owner) except -1:

@@ -159,6 +159,27 @@ def test_a_file_for_another_stream_takes_nothing_of_what_this_one_has_written(be
     assert others_client.nothing_comes()
 
 
+def test_a_write_limit_that_sends_a_file_has_nothing_sent_twice(bench, file):
+    """It is asked for while what an upcall has written moves to the queue."""
+    body = file(b"[from the limit]")
+
+    class Asks(Witness):
+        @property
+        def write_limit(self):
+            self.sendfile(body)
+            return 1 << 20
+
+    def answer(stream):
+        stream.write(b"before")
+        stream.write(b"x" * 20_000)
+
+    _, client = open_pair(bench, Factory(lambda: Asks(on_data=answer)))
+    client.send(b"go")
+    got = client.take(16 + 6 + 20_000)
+    assert (got.count(b"before"), got.count(b"[from the limit]"), got.count(b"x")) == (1, 1, 20_000)
+    assert client.nothing_comes()
+
+
 def test_several_files_one_after_the_other(bench, address, file):
     first, second, third = file(b"a" * 300_000, "a"), file(b"b" * 5, "b"), file(b"c" * 300_000, "c")
     stream, client = open_pair(bench, Factory(Witness), address, receive_buffer=4096)
