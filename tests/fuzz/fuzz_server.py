@@ -548,10 +548,10 @@ class Stage:
             moved = sum([peer.read() for peer in self.peers])
             if self.world.frames:
                 for near in self.made:
-                    frames = len(near.frames)
+                    before = len(near.frames) + len(near.ends)
                     near.resume()
                     self.rest()
-                    moved += len(near.frames) - frames
+                    moved += len(near.frames) + len(near.ends) - before
             if not moved:
                 return
         raise AssertionError("bytes come without an end")
