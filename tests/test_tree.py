@@ -13,8 +13,8 @@ PACKAGE = ROOT / "epollkit"
 
 # What each module may import or cimport, besides the leaves and itself: only what stands before it.
 LAYERS = [
-    ("leaf", ["_sys", "_timers", "_slots", "_epollset", "_closings", "_idle", "_output", "_bytes", "errors", "events",
-              "stats", "_checks", "_sockets", "_resolver"]),
+    ("leaf", ["_sys", "_timers", "_slots", "_epollset", "_closings", "_idle", "_output", "_bytes", "_histogram",
+              "errors", "events", "stats", "_checks", "_sockets", "_resolver"]),
     ("below the core", ["_tokens", "_calls", "_tls", "_rate"]),
     ("core", ["_core"]),
     ("scheduling", ["_schedule"]),
@@ -29,6 +29,7 @@ LAYERS = [
     ("loop", ["loop", "__init__"]),
     ("codec", ["_http1", "_http1_python"]),
     ("http", ["_httpconn", "http"]),
+    ("load", ["_siege", "siege"]),
     ("demo", ["demo"]),
     ("cli", ["cli"]),
 ]
