@@ -521,6 +521,8 @@ class Stage:
         if self.world.listens:
             far = socket.socket(self.world.family)
             far.connect(self.listener.address)
+            if self.world.family == socket.AF_INET:
+                far.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             peer = Peer(far, anonymous(False) if self.world.tls else None)
         else:
             near, far = socket.socketpair() if self.world.family == socket.AF_UNIX else tcp_pair()
@@ -567,7 +569,7 @@ class Stage:
                     raise
             poll = select.poll()
             for peer in self.peers:
-                if peer.open:
+                if peer.open and not peer.ended:
                     poll.register(peer.socket, select.POLLIN)
             poll.poll(50)
             self.rest_and_read()
