@@ -32,8 +32,8 @@ cdef class Connection(Buffered):
 
     # TLS
     cdef int seal_gathered(self, Loop loop) except -1
-    cdef int flush_secure(self, Loop loop) except -1
-    cdef bint seal_next(self, Loop loop) except -1
+    cdef int flush_secure(self) except -1
+    cdef bint seal_next(self) except -1
     cdef int shake(self) except -1
     cdef int shaken(self, object error, const char *rest, Py_ssize_t length) except -1
 

@@ -207,7 +207,7 @@ cdef class Connection(Buffered):
             return self.flush_queue(loop)
         if loop.scratch_used and self.state & STREAM_CORKED:
             self.seal_gathered(loop)
-        return self.flush_secure(loop)
+        return self.flush_secure()
 
     cdef int seal_gathered(self, Loop loop) except -1:
         """Make ciphertext of what an upcall wrote, or keep it, if the socket has no room for that."""
@@ -227,16 +227,16 @@ cdef class Connection(Buffered):
             loop.scratch_used = 0
         return 0
 
-    cdef int flush_secure(self, Loop loop) except -1:
+    cdef int flush_secure(self) except -1:
         """What goes to the socket is ciphertext. It is made a piece at a time, so that little of it is in memory. The
-        scratch buffer is not looked at: it may be another connection's."""
+        loop's buffers are not touched: what is in them may be another connection's."""
         cdef Extras *extras = self.extras
         cdef Py_ssize_t budget = WRITE_BUDGET_BYTES
         cdef Py_ssize_t left, most
         cdef ssize_t sent
         while self.slot != NULL and not self.state & (STREAM_BLOCKED | STREAM_OUT_WAITS):
             try:
-                if not self.state & STREAM_SEALED and not self.seal_next(loop):
+                if not self.state & STREAM_SEALED and not self.seal_next():
                     break
             except OSError as error:
                 self.break_with(error)
@@ -264,14 +264,15 @@ cdef class Connection(Buffered):
                 self.state &= ~<uint32_t>STREAM_SEALED
         return self.unblock() if self.slot != NULL and not has_unsent(self) else 0
 
-    cdef bint seal_next(self, Loop loop) except -1:
+    cdef bint seal_next(self) except -1:
         """Make ciphertext of what is queued. Whether there is any, with what TLS has to say by itself."""
         cdef Tls tls = <Tls>self.extras.tls
+        cdef char room[RECORD_BYTES]                # for what is in a file
         cdef Py_ssize_t size = 0
         cdef const char *data
         cdef ssize_t count
         while not self.state & STREAM_SHAKING and self.output != NULL and size < SCRATCH_BYTES:
-            count = output_peek(self.output, loop.scratch, SCRATCH_BYTES, &data)
+            count = output_peek(self.output, room, RECORD_BYTES, &data)
             if count <= 0:
                 self.end_with(broken_by(<int>-count)) if count else self.file_ended()
                 return False
@@ -309,7 +310,7 @@ cdef class Connection(Buffered):
                 failure = error
             if failure is not None:
                 return self.shaken(failure, NULL, 0)
-            self.flush_secure(loop)
+            self.flush_secure()
             if self.slot == NULL:
                 return 0
             if budget <= 0:
@@ -333,7 +334,7 @@ cdef class Connection(Buffered):
             return 0
         if error is None:
             (<Tls>self.extras.tls).hold(rest, length)
-        self.flush_secure(loop)
+        self.flush_secure()
         if self.slot == NULL:
             return 0
         if error is not None:
@@ -357,7 +358,7 @@ cdef class Connection(Buffered):
                 output_free(self.output)                # nothing more can be sealed, ...
                 self.output = NULL
                 loop.scratch_used = 0
-                self.flush_secure(loop)                 # ... but the alert is
+                self.flush_secure()                     # ... but the alert is
                 self.break_with(error)
                 break
             data += taken
@@ -401,7 +402,7 @@ cdef class Connection(Buffered):
             self.break_with(error)
         if self.slot == NULL:
             return 0
-        self.flush_secure(<Loop>self.loop_link)
+        self.flush_secure()
         if self.slot != NULL and has_unsent(self):
             self.state |= STREAM_SHUT_DUE           # the socket has no room for it: come back
             return 0

@@ -1,5 +1,5 @@
-"""The example of a handler in Cython, `examples/native`: copied to an empty folder, built there against the installed
-package, and used."""
+"""Handlers in Cython: the example, `examples/native`, copied to an empty folder, built there against the installed
+package, and used; and one that does what the example does not."""
 from __future__ import annotations
 
 import importlib.util
@@ -25,7 +25,8 @@ from batches import (
     turn_until,
     wait_ready,
 )
-from wire import Bench, Factory, open_pair
+from peers import SecurePeer
+from wire import Bench, Factory, Recorder, open_pair
 
 import epollkit
 from epollkit import HUP, IN, OUT
@@ -34,24 +35,49 @@ EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "native"
 EOT = b"\x04"
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    """The folder, as a user has it after the first of the two commands in the example's README."""
-    folder = tmp_path_factory.mktemp("native") / "copy"
-    shutil.copytree(EXAMPLE, folder, ignore=shutil.ignore_patterns("build", "*.c", "*.so"))
+# What a handler may do and the example does not: in the middle of its upcall it has another connection send.
+FLUSHES_ANOTHER = """
+cimport epollkit
+
+
+cdef class FlushesAnother(epollkit.Stream):
+    cdef public object asks             # for the other one, once an answer is written
+
+    cdef int take_data(self, const char *data, Py_ssize_t length) except -1:
+        self.put(data, length, None)
+        return (<epollkit.Stream?>self.asks()).flush()
+"""
+
+
+def copied(folder):
+    return shutil.copytree(EXAMPLE, folder / "copy", ignore=shutil.ignore_patterns("build", "*.c", "*.so"))
+
+
+def build(folder):
     done = subprocess.run([sys.executable, "setup.py", "build_ext", "--inplace"], cwd=folder, capture_output=True,
                           text=True, check=False, env={**os.environ, "CFLAGS": "-O1 -Wall -Werror"})
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def load(folder):
+    [path] = folder.glob("echo.*.so")
+    spec = importlib.util.spec_from_file_location("echo", path)
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """The folder, as a user has it after the first of the two commands in the example's README."""
+    folder = copied(tmp_path_factory.mktemp("native"))
+    build(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def module(built):
-    [path] = built.glob("echo.*.so")
-    spec = importlib.util.spec_from_file_location("echo", path)
-    made = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(made)
-    return made
+    return load(built)
 
 
 @pytest.fixture(params=["StreamEcho", "BareEcho"])
@@ -224,6 +250,33 @@ def test_a_stale_event_reaches_nobody(loop, stage, connect):
     wait_ready(newcomer)
     assert newcomer.recv(100) == b"for the newcomer"
     assert ready_events(connected.clients[0]) & HUP
+
+
+def test_a_file_that_another_sends_encrypted_takes_nothing_of_what_was_gathered(loop, certificates, tmp_path):
+    """It has to be read to be encrypted, and not to where this upcall's answer waits for the upcall's end."""
+    folder, body = copied(tmp_path), tmp_path / "body"
+    (folder / "echo.pyx").write_text(FLUSHES_ANOTHER)
+    build(folder)
+    body.write_bytes(b"." * 300_000)
+    with Bench(loop) as bench:
+        secure = Factory(Recorder)
+        listener = bench.listen(secure, ssl=certificates.server_context())
+        peer = SecurePeer(bench, socket.create_connection(listener.address), certificates.client_context())
+        peer.shake()
+        peer.settle()
+        [other] = secure.made
+
+        def send_body():
+            with body.open("rb") as opened:
+                other.sendfile(opened)
+            return other
+
+        near, client = open_pair(bench, Factory(load(folder).FlushesAnother))
+        near.asks = send_body
+        client.send(b"the answer")
+        assert client.take(10) == b"the answer"
+        assert peer.take(300_000) == b"." * 300_000
+        assert client.nothing_comes()
 
 
 # -- no Python ---------------------------------------------------------------------------------------------------------
