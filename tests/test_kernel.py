@@ -26,7 +26,8 @@ from epollkit import IN, OUT
 if epollkit.build_info()["build"] == "release":
     pytest.skip("only the debug build has it", allow_module_level=True)
 
-from epollkit._kernel import asked, booted, loop_state, real_disturbance
+from epollkit._kernel import asked, booted, real_disturbance
+from epollkit._loopstate import loop_state
 from epollkit._operations import replaced
 
 LOCAL = "127.0.0.1"

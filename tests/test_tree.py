@@ -34,7 +34,7 @@ LAYERS = [
     ("cli", ["cli"]),
 ]
 RANK = {module: rank for rank, (_, modules) in enumerate(LAYERS) for module in modules}
-DEBUG_ONLY = {"_debug", "_kernel"}      # looks into everything, and nothing but tests looks at it
+DEBUG_ONLY = {"_debug", "_kernel", "_loopstate"}    # looks into everything, and nothing but tests looks at it
 DEBUG_LEAF = {"_operations": {"_sys"}}      # what every system call goes through there: knows nothing but those
 CODEC_KNOWS = {"_http1", "errors"}
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from engine import Broken
 
-from epollkit import ERR, HUP, IN, OUT, PRI, RDHUP, _debug, _kernel
+from epollkit import ERR, HUP, IN, OUT, PRI, RDHUP, _debug, _loopstate
 
 SLOT_OWNS_FD, SLOT_UNLIMITED = 1, 64        # _slots.pxd
 WORDS = {IN: "IN", OUT: "OUT", PRI: "PRI", ERR: "ERR", HUP: "HUP", RDHUP: "RDHUP"}
@@ -169,7 +169,7 @@ class Slots:
             self.generations[index] = generation
             clean = slot["fd"] == -1 and not (slot["flags"] or slot["pending"] or slot["due_ns"] or slot["events"])
             require(slot["live"] or clean, 3, f"slot {index} is free, and was not emptied")
-        free = _kernel.loop_state(self.loop)[1]
+        free = _loopstate.loop_state(self.loop)[1]
         require(sorted(free) == sorted(slot["index"] for slot in table if not slot["live"]), 3,
                 f"the free list is {free}")
         require(len(_debug.queued_deadlines(self.loop)) <= len(table), 8, "more deadlines than slots")

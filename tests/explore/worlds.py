@@ -15,7 +15,7 @@ from engine import Run, Stop
 from twin import TwinLoop
 
 import epollkit
-from epollkit import IN, ONESHOT, StaleToken, UsageError, _kernel
+from epollkit import IN, ONESHOT, StaleToken, UsageError, _kernel, _loopstate
 
 Option = tuple[str, Callable[[], object] | None]
 LOGGER = logging.getLogger("epollkit")
@@ -86,7 +86,7 @@ class World:
 
     def key(self) -> object:
         """Everything that what follows may depend on."""
-        return (self.kernel.state(self.loop), _kernel.loop_state(self.loop), self.own_key())
+        return (self.kernel.state(self.loop), _loopstate.loop_state(self.loop), self.own_key())
 
     def batches(self) -> int:
         """Waits that returned something."""
