@@ -16,7 +16,6 @@ from epollkit import LimitReached, UsageError
 
 MEGABYTE = random.Random(1).randbytes(1 << 20)
 WRITE_BUDGET_BYTES = 4194304
-PARTS_PER_CALL = 64
 
 
 def calls():

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 from checks import Conversation, require
-from streams import ADDRESS, Spy, Streams, fd_of, named
-from worlds import Option, World
+from streams import ADDRESS, Spy, Streams, fd_of
+from worlds import Option, World, named
 
 import epollkit
 from epollkit import HUP, OUT, _resolver

@@ -210,7 +210,7 @@ class Search:
 
 
 def explore(make: Make, depth: int, *, seconds: float = float("inf"), jobs: int = 0, room: int = TABLE_ROOM,
-            first: int = 1, tell: Callable[[Found], object] = lambda found: None) -> Found:
+            first: int = 1) -> Found:
     """Every run of at most `depth` answers, or as far as the time goes. jobs: in so many processes; 0: in this one."""
     begun = time.monotonic()
     deadline = begun + seconds
@@ -226,7 +226,6 @@ def explore(make: Make, depth: int, *, seconds: float = float("inf"), jobs: int 
         if done:
             found.depth = bound
             found.everything = not search.reached
-            tell(found)
         if not done or found.everything:
             break
     return found

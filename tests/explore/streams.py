@@ -6,7 +6,7 @@ from typing import Any
 
 from checks import Conversation, require
 from engine import Run
-from worlds import Interrupt, Option, World
+from worlds import Interrupt, Option, World, named
 
 import epollkit
 from epollkit import UsageError
@@ -370,11 +370,6 @@ class Streams(World):
                       for talk, since_ns in self.quiet_ns.items())
         return talks, streams, queued, self.inside, len(self.reports.raised), self.child is not None, \
             tuple(self.descriptors.files), calls, quiet, wrote, self.listening
-
-
-def named(number: int) -> str:
-    """A, B, C ... A1, B1 ..."""
-    return chr(ord("A") + number % 26) + str(number // 26 or "")
 
 
 def fd_of(stream: Any) -> int:

@@ -27,6 +27,11 @@ class Interrupt(BaseException):
     """Ctrl-C in a handler."""
 
 
+def named(number: int) -> str:
+    """A, B, C ... A1, B1 ..."""
+    return chr(ord("A") + number % 26) + str(number // 26 or "")
+
+
 class World:
     """The kernel, the loop, the story, and how a question is asked."""
 
@@ -305,9 +310,8 @@ class Raw(World):
         self.story.append(f"  {one.name} is fd {fd}" + (f", slot {token.index}" if self.table else ""))
 
     def register(self, fd: int, mask: int) -> Any:
-        name = chr(ord("A") + self.made % 26) + str(self.made // 26 or "")
+        one = self.newest = Registration(named(self.made), fd, self.descriptors.files[fd], bool(mask & ONESHOT))
         self.made += 1
-        one = self.newest = Registration(name, fd, self.descriptors.files[fd], bool(mask & ONESHOT))
         return self.loop.register(fd, mask, lambda token, events: self.called(one, events))
 
     def leave(self, one: Registration) -> bool:

@@ -33,7 +33,7 @@ def requests() -> list[bytes]:
     return [bytes([i % 4, i % 256]) + head for i, head in enumerate(heads())]
 
 
-TURN, REST = b"\xfe\x00", b"\xfe\x01"
+REST = b"\xfe\x01"          # until the loop rests
 
 
 def order(number: int, argument: int = 0) -> bytes:
