@@ -521,20 +521,22 @@ cdef class Connection(Buffered):
         return ENDED
 
     cdef int take_tickets(self) except -1:
-        """`disturbance`, but for what TLS says to itself: session tickets, new keys. Called from another one's upcall,
-        too: then what is in the loop's buffers is that one's."""
+        """`disturbance`, but for what TLS says to itself: session tickets, new keys. Without end, that too is speaking.
+        Called from another one's upcall, too: then what is in the loop's buffers is that one's."""
         cdef Tls tls = <Tls>self.extras.tls
         cdef char data[TICKET_BYTES]
+        cdef Py_ssize_t budget = READ_BUDGET_BYTES
         cdef Py_ssize_t count, taken
         cdef int found = self.disturbance()
         plain = PyByteArray_FromStringAndSize(NULL, RECORD_BYTES) if found == SPOKE else None
-        while found == SPOKE and self.slot != NULL:
+        while found == SPOKE and self.slot != NULL and budget > 0:
             count = _sys.ek_recv(self.slot.fd, data, TICKET_BYTES)
             if count > 0:
+                budget -= count
                 count = tls.open_into(plain, data, count, &taken)
                 if count < 0:                   # close_notify
                     return ENDED
-                if count == 0 and self.slot != NULL:
+                if count == 0 and self.slot != NULL and tls.has_sealed() <= ANSWERS_BYTES:
                     found = self.disturbance()
                     continue
             return SPOKE

@@ -952,6 +952,55 @@ class TestTls:
         kit.settle()
         assert [name for name, _ in talked.upcalls] == ["open", "close"]
 
+    @pytest.mark.parametrize("kind", ["answers", "one look"])
+    def test_what_tls_says_by_itself_to_one_at_rest_is_bounded(self, loop, stage, certificates, kind):
+        """Keys renewed for ever, tickets without end: by what has to be answered, and by what is taken at once."""
+        tickets, taken, released = [], [], []
+
+        def give():
+            taken.append(tickets.pop())
+            send(far, kit.made[0], taken[-1])
+
+        class Talk(ssl.SSLObject):
+            def read(self, *arguments):
+                if released and kind == "one look":         # another one, as fast as they are read
+                    give()
+                try:
+                    return super().read(*arguments)
+                finally:
+                    if released and kind == "answers":
+                        super().write(bytes(16384))
+
+        contexts = certificates.server_context(), certificates.client_context()
+        contexts[0].num_tickets = 3000
+        contexts[1].sslobject_class = Talk
+        kit = PoolKit(loop, stage, ssl=contexts[1], server_hostname="localhost")
+        asked = kit.ask()
+        kit.settle()
+        far = kit.server.accept()
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        server = contexts[0].wrap_bio(incoming, outgoing, server_side=True)
+        incoming.write(far.recv(65536))
+        with pytest.raises(ssl.SSLWantReadError):
+            server.do_handshake()
+        send(far, kit.made[0], outgoing.read())
+        kit.settle()
+        incoming.write(far.recv(65536))
+        server.do_handshake()
+        while outgoing.pending:
+            header = outgoing.read(5)
+            tickets.insert(0, header + outgoing.read(int.from_bytes(header[3:], "big")))
+        kit.release(asked.stream)
+        released.append(True)
+        for _ in range(1 if kind == "one look" else 4):     # the last one is too many
+            assert kit.stats.idle == 1
+            give()
+            kit.settle()
+        assert sum(map(len, taken)) < 300_000
+        assert kit.stats[:2] == (0, 0)
+        assert kit.stats.spoke_while_idle == 1
+        assert isinstance(kit.made[0].upcalls[-1][1], PeerError)
+
     def test_it_leaves_with_a_close_notify(self, secure):
         """Evicted for another address, or idle for too long: the server sees an end, not one that was cut off."""
         secure.release(secure.get(secure.address))
