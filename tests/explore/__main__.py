@@ -7,10 +7,14 @@ import sys
 import time
 from collections.abc import Callable
 
-from connects import CONNECT_WORLDS
-from engine import LONGEST_RUN, Failure, Found, explore, in_child, replay, wander
-from streams import STREAM_WORLDS, Admitted
-from worlds import RAW_WORLDS, TWIN_WORLDS, Reuses, World
+try:
+    from connects import CONNECT_WORLDS
+    from engine import LONGEST_RUN, Failure, Found, explore, in_child, replay, wander
+    from streams import STREAM_WORLDS, Admitted
+    from worlds import RAW_WORLDS, TWIN_WORLDS, Reuses, World
+except ImportError as error:
+    print(f"python tests/explore needs the debug build of epollkit ({error})", file=sys.stderr)
+    sys.exit(2)
 
 WORLDS: dict[str, Callable[..., World]] = {**RAW_WORLDS, **STREAM_WORLDS, **CONNECT_WORLDS}
 TABLE_ROOM = 1 << 25        # states; 256 MiB if all of it is used
@@ -71,6 +75,10 @@ def bits_worlds() -> dict[str, tuple[Callable[..., World], int, int | None]]:
     return found
 
 
+def answers(text: str) -> list[int]:
+    return [int(answer) for answer in text.split(",") if answer]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python tests/explore", description=__doc__)
     parser.add_argument("--world", choices=[*WORLDS, "all"], default="all")
@@ -78,13 +86,18 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60, help="for all worlds together")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--bits", type=int, default=32, help="instance_bits of the loop")
-    parser.add_argument("--replay", metavar="ANSWERS", help="one run again, and its story")
+    parser.add_argument("--replay", type=answers, metavar="ANSWERS", help="one run again, and its story")
     parser.add_argument("--random", action="store_true", help="random runs, instead of all of them")
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--steps", type=int, default=100, help="choices in each random run")
     parser.add_argument("--runs", type=int, default=10 ** 9, help="random runs at most")
     parser.add_argument("--controls", action="store_true", help="does it find what is there to be found?")
     arguments = parser.parse_args()
+    for name, most in (("depth", LONGEST_RUN), ("seconds", None), ("jobs", None), ("bits", 32), ("steps", None),
+                       ("runs", None)):
+        value = getattr(arguments, name)
+        if not value > 0 or (most is not None and value > most):
+            parser.error(f"--{name} is more than 0" + (f", and at most {most}" if most is not None else ""))
     if arguments.controls:
         return 0 if controls() else 1
     names = list(WORLDS) if arguments.world == "all" else [arguments.world]
@@ -92,8 +105,7 @@ def main() -> int:
     for name in names:
         make = functools.partial(WORLDS[name], bits=arguments.bits)
         if arguments.replay is not None:
-            answers = [int(answer) for answer in arguments.replay.split(",") if answer]
-            failure = replay(make, answers)
+            failure = replay(make, arguments.replay)
             print(failure or "nothing is wrong with it")
             good &= failure is None
         elif arguments.random:

@@ -152,6 +152,8 @@ def main() -> int:
     parser.add_argument("--short", action="store_true", help="each of them in one place")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="runs at a time")
     options = parser.parse_args()
+    if options.jobs < 1:
+        parser.error("--jobs is a number from 1 on")
     only = [words.split(":") for words in options.only or []]
     chosen = {name: task for name, task in tasks(options.short, only).items() if wanted(name, only)}
     if not chosen:

@@ -117,7 +117,8 @@ def keep(target: str) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Fuzz the parser of request heads, or a whole server.")
+    parser = argparse.ArgumentParser(prog="python tests/fuzz",
+                                     description="Fuzz the parser of request heads, or a whole server.")
     parser.add_argument("target", choices=sorted(SEEDS))
     parser.add_argument("--seconds", type=int, default=60)
     parser.add_argument("--keep", action="store_true", help="do not fuzz: minimise the corpus into tests/fuzz/found")

@@ -6,6 +6,7 @@ of `CONTROLS`, in which the leaves are used wrongly: otherwise silence would mea
 """
 from __future__ import annotations
 
+import argparse
 import os
 import pickle
 import shutil
@@ -17,6 +18,7 @@ HERE = Path(__file__).resolve().parent
 TESTS = HERE.parent
 NATIVE = TESTS.parent / "examples" / "native" / "echo.pyx"
 STATUS = 86                 # valgrind's, when it has something to report
+MARK = "memcheck.mark"      # in a directory that may be removed
 MOST_HEAD_BYTES = 20000     # longer ones say nothing new, slowly
 
 CONTROLS = {
@@ -71,13 +73,18 @@ def memcheck(valgrind: str, directory: Path, *arguments: str) -> tuple[int, str]
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(prog="python tests/memcheck", description="memcheck, and what it must see.")
+    parser.add_argument("directory", type=Path, help="to work in: it is made, and what an earlier run left there goes")
+    directory: Path = parser.parse_args().directory
+    if directory.exists() and not (directory / MARK).is_file():
+        parser.error(f"{directory} is there, and not from here; it would be removed")
     valgrind = shutil.which("valgrind")
     if valgrind is None:
         print("valgrind is not installed; on Debian: apt-get install valgrind libc6-dbg", file=sys.stderr)
         return 2
-    directory = Path(sys.argv[1])
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
+    (directory / MARK).touch()
     build(directory)
     (directory / "corpus").write_bytes(pickle.dumps(corpus()))
     for control, words in CONTROLS.items():

@@ -23,7 +23,11 @@ import pytest
 from _pytest.runner import runtestprotocol
 from _pytest.unittest import TestCaseFunction
 
-from epollkit import _operations
+try:
+    from epollkit import _operations
+except ImportError as error:
+    print(f"python tests/refleaks needs the debug build of epollkit ({error})", file=sys.stderr)
+    sys.exit(2)
 
 HERE = Path(__file__).resolve().parent
 TESTS = HERE.parent
