@@ -8,7 +8,7 @@ from cpython.pyport cimport PY_SSIZE_T_MAX
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc cimport errno
 from libc.stdint cimport int64_t
-from libc.stdlib cimport calloc, free, realloc
+from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memmove
 
 from epollkit._sys cimport (
@@ -17,6 +17,7 @@ from epollkit._sys cimport (
 
 cdef enum:
     SEND_PARTS = 64                 # pieces per sendmsg
+    FIRST_PARTS = 4
     PART_COST_BYTES = 64            # what a queued part costs beside its bytes, so that a million tiny ones count
 
 cdef struct Part:
@@ -36,11 +37,17 @@ cdef struct Output:
 
 
 cdef inline Output *output_new() noexcept:
-    """NULL: no memory."""
+    """NULL: no memory. It has room for its first part: nobody is to be left with an empty one."""
     cdef Output *output = <Output *>calloc(1, sizeof(Output))
-    if output != NULL:
-        output.limit = PY_SSIZE_T_MAX
-        EK_MADE(EK_OUTPUT)
+    if output == NULL:
+        return NULL
+    output.parts = <Part *>malloc(FIRST_PARTS * sizeof(Part))
+    if output.parts == NULL:
+        free(output)
+        return NULL
+    output.room = FIRST_PARTS
+    output.limit = PY_SSIZE_T_MAX
+    EK_MADE(EK_OUTPUT)
     return output
 
 
@@ -73,7 +80,7 @@ cdef inline Part *output_next(Output *output) noexcept:
             memmove(output.parts, output.parts + output.first, output.end * sizeof(Part))
             output.first = 0
         else:
-            room = output.room * 2 if output.room else 4
+            room = output.room * 2
             grown = <Part *>realloc(output.parts, room * sizeof(Part))
             if grown == NULL:
                 return NULL

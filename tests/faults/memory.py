@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import gc
 import json
 import os
@@ -24,7 +25,7 @@ from typing import Any
 
 from subject import BIG, LOCAL, Client, Echo, alive, open_fds
 
-from epollkit import IN, ONESHOT, Loop, Pool
+from epollkit import IN, ONESHOT, Loop, Pool, Stream
 from epollkit.http import Response, listen
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -209,6 +210,31 @@ def all_kinds_of_output(house: House) -> Action:
     return house.turns
 
 
+class GoesOn(Stream):
+    """Takes no MemoryError for a reason to stop."""
+
+    def __init__(self, house: House) -> None:
+        self.house = house
+
+    def on_data(self, data: bytes) -> None:
+        with contextlib.suppress(MemoryError):
+            if b"a little" in data:
+                self.write(b"abc")
+            if b"much" in data:
+                self.write(BIG)
+            if b"a file" in data:
+                self.sendfile(self.house.file)
+
+
+def a_handler_that_goes_on(house: House) -> Action:
+    listener = house.loop.listen(LOCAL, functools.partial(GoesOn, house))
+    clients = [house.dial(listener) for _ in range(4)]
+    listener.close()
+    for client, wanted in zip(clients, (b"much", b"a file", b"a little and much", b"a little and a file"), strict=True):
+        client.send(wanted)
+    return house.turns
+
+
 def drains(house: House) -> Action:
     client = house.dial(house.echo, b"big\nfile\nlines\n")
     house.settle()
@@ -321,7 +347,7 @@ def closing(house: House) -> Action:
 
 SCENES = [accept_and_answer, accept_a_stream, keep_alive, pipeline, body_in_pieces, bad_request,
           answer_larger_than_the_socket, pipeline_behind_a_slow_reader, frames, frame_in_pieces, all_kinds_of_output,
-          drains, ends_of_all_kinds, calls, raw, connects, pools, opening, closing]
+          a_handler_that_goes_on, drains, ends_of_all_kinds, calls, raw, connects, pools, opening, closing]
 
 
 # -- what fails --------------------------------------------------------------------------------------------------------
