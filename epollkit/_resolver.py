@@ -77,24 +77,27 @@ class _Pool:
                 self.threads += 1
                 try:
                     threading.Thread(target=self.work, name="epollkit resolver", daemon=True).start()
-                except RuntimeError:        # the system has none
+                except (RuntimeError, MemoryError):     # the system has none
                     self.threads -= 1
                     if self.threads == 0:
                         raise
-            self.unanswered += 1
             self.questions.put(question)
+            self.unanswered += 1
 
     def work(self) -> None:
         while True:
             try:
                 question = self.questions.get(timeout=IDLE_SECONDS)
-            except queue.Empty:
+            except (queue.Empty, MemoryError):
                 with self.lock:
                     if self.questions.empty():      # and while we have the lock it stays so
                         self.threads -= 1
                         return
                 continue
-            question.answer()
+            try:
+                question.answer()
+            except MemoryError:     # to tell it with: the connector's own time runs
+                pass
             del question
             with self.lock:
                 self.unanswered -= 1

@@ -1194,14 +1194,45 @@ class TestNames:
         assert "2 host names wait" in str(mine.error)
         assert all(other.state == "resolving" for other in tries)
 
-    def test_no_thread_to_be_had(self, loop, stage, monkeypatch):
+    @pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), MemoryError("can't start new thread")],
+                             ids=["no thread", "no memory"])
+    def test_no_thread_to_be_had(self, loop, stage, names, error):
         def start(self):
-            raise RuntimeError("can't start new thread")
+            raise error
 
-        monkeypatch.setattr(threading.Thread, "start", start)
-        mine = Try(loop, stage, ("a.test", 80)).turn()
+        names["a.test"] = socket.gaierror(socket.EAI_NONAME, "not known")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(threading.Thread, "start", start)
+            mine = Try(loop, stage, ("a.test", 80)).turn()
         assert mine.state == "failed"
         assert "can't start new thread" in str(mine.error)
+        assert Try(loop, stage, ("a.test", 80)).done().state == "failed", "and not timed out: there is one"
+
+    @pytest.mark.parametrize(("where", "state"), [("put", "failed"), ("get", "failed"), ("look_up", "timed out")])
+    def test_a_resolver_without_memory_goes_on_when_there_is_some(self, loop, stage, names, monkeypatch, where, state):
+        """Who has asked is told, or ends when its own time is up; nothing is counted that is not there any more."""
+        left = [MemoryError("no memory")]
+
+        def fail_in(name, arguments):
+            if name == where and left:
+                raise left.pop()
+            return real[name](*arguments)
+
+        class Questions:
+            empty = _resolver._pool.questions.empty
+            get = staticmethod(lambda timeout: fail_in("get", (True, timeout)))
+            put = staticmethod(lambda question: fail_in("put", (question,)))
+
+        names["a.test"] = socket.gaierror(socket.EAI_NONAME, "not known")
+        pool = _resolver._pool
+        real = {"get": pool.questions.get, "put": pool.questions.put, "look_up": _resolver.look_up}
+        monkeypatch.setattr(pool, "questions", Questions)
+        monkeypatch.setattr(_resolver, "look_up", lambda *arguments: fail_in("look_up", arguments))
+        mine = Try(loop, stage, ("a.test", 80), timeout=0.01 if state == "timed out" else 10).done()
+        assert (mine.state, left) == (state, [])
+        assert Try(loop, stage, ("a.test", 80)).done().state == "failed"
+        names_looked_up()
+        assert (pool.threads, pool.unanswered) == (0, 0)
 
     def test_a_thread_that_is_idle_serves_the_next(self, loop, stage, names, monkeypatch):
         monkeypatch.setattr(_resolver, "IDLE_SECONDS", 20.0)
