@@ -143,7 +143,13 @@ class Slots:
 
     def __init__(self, loop: Any, limit: int) -> None:
         self.loop, self.limit = loop, limit
-        self.generations: dict[int, int] = {}
+        self.generations: dict[int, int] = {}       # of the last token of each slot
+
+    def named(self, token: Any) -> None:
+        """Somebody has got this token. Told at every step, also where an earlier run has checked all else."""
+        require(token.generation > self.generations.get(token.index, -1), 3,
+                f"the generation of slot {token.index} went back")
+        self.generations[token.index] = token.generation
 
     def table(self) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []
@@ -165,8 +171,8 @@ class Slots:
                     f"slot {index} is not what was registered there")
         for slot in table:
             index, generation = slot["index"], slot["generation"]
-            require(generation >= self.generations.get(index, 0), 3, f"the generation of slot {index} went back")
-            self.generations[index] = generation
+            least = self.generations.get(index, -1) + (not slot["live"])
+            require(generation >= least, 3, f"the generation of slot {index} went back")
             clean = slot["fd"] == -1 and not (slot["flags"] or slot["pending"] or slot["due_ns"] or slot["events"])
             require(slot["live"] or clean, 3, f"slot {index} is free, and was not emptied")
         free = _loopstate.loop_state(self.loop)[1]

@@ -227,6 +227,8 @@ class Streams(World):
         if upcall == "on_open" and talk in self.ends:
             require(self.ours.peer(stream.fileno()) in (self.far.file(self.ends[talk]), None), 7,
                     f"{talk.name} has somebody else's connection")
+        if upcall == "on_open":
+            self.table.named(stream.token)
         self.story.append(f"{talk.name}.{upcall}({'' if value is None else repr(value)})")
         if (upcall, value) == ("on_timeout", "read"):
             quiet_ns = self.kernel.now_ns - self.quiet_ns.pop(talk, self.kernel.now_ns)

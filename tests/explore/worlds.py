@@ -302,6 +302,8 @@ class Raw(World):
             self.over(self.claims[fd])
         one = self.newest
         one.token = token
+        if self.table is not None:
+            self.table.named(token)
         one.serial = self.kernel.registration(self.loop_fd(), fd)
         one.owed = one.file in self.readable
         self.deliveries.known[one.serial] = one
@@ -455,6 +457,12 @@ class Slotted(Raw):
     verbs = frozenset({"end", "open", "replace"})
 
 
+class Narrow(Slotted):
+    """More events than a batch holds."""
+
+    room = 1
+
+
 class Files(Raw):
     """What happens to descriptors behind the loop's back."""
 
@@ -519,7 +527,7 @@ class TwinLost(Twin):
 
 
 RAW_WORLDS: dict[str, Callable[..., World]] = {
-    "raw": Raw, "raw-slots": Slotted, "raw-files": Files, "raw-calls": Called,
+    "raw": Raw, "raw-slots": Slotted, "raw-narrow": Narrow, "raw-files": Files, "raw-calls": Called,
 }
 # name -> world, choices that suffice, and the promise that is broken then
 TWIN_WORLDS: dict[str, tuple[Callable[..., World], int, int | None]] = {
