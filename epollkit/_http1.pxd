@@ -3,6 +3,9 @@
 A `Head` is plain memory that its owner resets and passes with the same bytes, and more behind them, until the answer is
 not 0. Everything in it is an offset from the head's first byte, so the buffer may move between two calls. Nothing here
 touches a Python object or a socket, but for the last two functions, which make the message of a refusal.
+
+A response's head is read into a `Head` too, by the same rules for its fields: `_http1_response`. What both parsers need
+is in `_http1_fields`.
 """
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
 
@@ -72,7 +75,7 @@ cdef enum Reason:               # Head.reason; what each one means and its statu
     REASON_COUNT
 
 cdef struct HeadLimits:         # a line counts without its CRLF; whitespace around a value counts
-    uint32_t request_line_bytes  # beyond it 414
+    uint32_t request_line_bytes  # beyond it 414; of a response its status line
     uint32_t fields              # beyond it 431; above MAX_HEAD_FIELDS it means MAX_HEAD_FIELDS
     uint32_t field_bytes         # one field line, name to end of line; beyond it 431
 
@@ -90,7 +93,8 @@ cdef struct Head:
     uint8_t seen                # fields that may come once only, and Connection's options (private, bits)
     uint16_t name_end           # the colon of the line that is being scanned (private)
     uint8_t reason              # of a refused head: the code that reason_text() puts into words; 0 else
-    # The result: whole once parse_head() has returned more than 0, not to be used before.
+    # The result: whole once parse_head() has returned more than 0, not to be used before. Of a response's head there is
+    # `status` and `phrase` in place of method, target, authority and expectation.
     uint8_t method              # HEAD_GET ... or HEAD_OTHER; methods are case-sensitive
     uint8_t minor_version       # HTTP/1.minor_version: 0 or 1
     uint8_t target_form         # TARGET_ORIGIN ...
@@ -105,6 +109,9 @@ cdef struct Head:
     uint16_t target_length
     uint16_t authority          # of an absolute target: host [":" port]
     uint16_t authority_length   # 0: the target has none
+    uint16_t status             # of a response: 100 to 999
+    uint16_t phrase             # and its reason phrase
+    uint16_t phrase_length      # may be 0
     int64_t content_length      # -1: no Content-Length
     HeadField fields[MAX_HEAD_FIELDS]  # in the order they came. Last: head_reset() leaves it alone
 
@@ -120,6 +127,17 @@ cdef int parse_head(Head *head, const uint8_t *data, size_t length, const HeadLi
 # ends (5.5).
 cdef bint valid_field_name(const uint8_t *data, size_t length) noexcept nogil
 cdef bint valid_field_value(const uint8_t *data, size_t length) noexcept nogil
+
+# For `_http1_fields` and the parser of responses.
+cdef uint8_t CLASS[256]         # ByteClass
+cdef uint8_t LOWER[256]         # ASCII only, whatever the locale says
+
+# Also for the parser of responses. The first three look at one complete field, whose line is counted, and answer GO_ON or
+# refuse it; the last one makes the head a refused one: minus the status, which is right for a request.
+cdef int take_content_length(Head *head, const uint8_t *data, const HeadField *field) noexcept nogil
+cdef int take_transfer_encoding(Head *head, const uint8_t *data, const HeadField *field) noexcept nogil
+cdef int take_connection(Head *head, const uint8_t *data, const HeadField *field) noexcept nogil
+cdef int refuse(Head *head, Reason reason, size_t at) noexcept nogil
 
 # The sentence for a `Head.reason`, and the PeerError for a head that parse_head() refused: that sentence and the place.
 cpdef str reason_text(int reason)

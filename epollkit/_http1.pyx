@@ -11,42 +11,17 @@ independent of how the bytes were cut:
 
 What may stand where is data: the byte classes in `build_tables`, the refusals in `REFUSALS`.
 """
-from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint16_t, uint32_t
 from libc.string cimport memcmp, memcpy, memset
 
+from epollkit._http1_fields cimport (
+    BEFORE_START_LINE, COMPLETE, CR, DIGIT, GO_ON, HEX_DIGIT, HOST_PLAIN, HTAB, IN_METHOD, IN_NAME, IN_TARGET, IN_VALUE,
+    IN_VERSION, IP_LITERAL, LF, MORE, REFUSED, REG_NAME, SEEN_CLOSE, SEEN_CODING, SEEN_HOST, SEEN_KEEP_ALIVE,
+    SEEN_LENGTH, SPACE, TARGET, TOKEN, VALUE, blank_line, complete_head, le32toh, next_element, reason_for, same_text,
+    scan_name, scan_value, skip_class, skip_run, skip_value, smaller, wait_at,
+)
+
 from epollkit.errors import PeerError, UsageError
-
-cdef extern from "<endian.h>" nogil:
-    uint32_t le32toh(uint32_t word) noexcept
-    uint64_t le64toh(uint64_t word) noexcept
-
-cdef extern from * nogil:
-    int __builtin_ctzll(unsigned long long word) noexcept
-
-cdef enum:
-    MORE = 0                    # what a stage answers: it needs more bytes,
-    GO_ON = 1                   # or the next stage's turn has come; a refusal is minus its status
-    HTAB = 0x09
-    LF = 0x0A
-    CR = 0x0D
-    SPACE = 0x20
-
-cdef enum Stage:                # Head.stage
-    BEFORE_REQUEST = 0          # one empty line may come first (RFC 9112 2.2)
-    IN_METHOD
-    IN_TARGET
-    IN_VERSION
-    IN_NAME                     # from a field line's first byte to its colon; also: at the blank line
-    IN_VALUE                    # from behind the colon to the CRLF, whitespace around the value included
-    COMPLETE
-    REFUSED
-
-cdef enum Seen:                 # bits of Head.seen
-    SEEN_HOST = 1
-    SEEN_LENGTH = 2
-    SEEN_CODING = 4
-    SEEN_CLOSE = 8
-    SEEN_KEEP_ALIVE = 16
 
 # --- refusals: reason -> status and sentence, in this one place
 
@@ -95,18 +70,6 @@ cdef dict REFUSALS = {
 # By HEAD_OTHER, HEAD_GET ...
 cdef tuple METHODS = (b"", b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS", b"PATCH", b"TRACE")
 
-cdef enum ByteClass:            # bits of CLASS[byte]
-    TOKEN = 1                   # tchar, RFC 9110 5.6.2: methods and field names
-    TARGET = 2                  # 0x21-0x7E without '#'
-    VALUE = 4                   # HTAB, SP, 0x21-0x7E, 0x80-0xFF: RFC 9110 5.5
-    REG_NAME = 8                # RFC 3986 3.2.2, the percent sign too: it is looked at again
-    IP_LITERAL = 16             # what an IPv6 address has between its brackets
-    DIGIT = 32
-    HEX_DIGIT = 64
-    HOST_PLAIN = 128            # REG_NAME without the percent sign
-
-cdef uint8_t CLASS[256]
-cdef uint8_t LOWER[256]         # ASCII only, whatever the locale says
 cdef uint16_t STATUS[REASON_COUNT]
 cdef const char *METHOD_NAMES[HEAD_TRACE + 1]
 cdef size_t METHOD_LENGTHS[HEAD_TRACE + 1]
@@ -152,85 +115,6 @@ cdef int refuse(Head *head, Reason reason, size_t at) noexcept nogil:
     head.reason = reason
     head.scanned = <uint32_t>at
     return -<int>STATUS[<int>reason]
-
-
-cdef int wait_at(Head *head, Stage stage, size_t at) noexcept nogil:
-    head.stage = stage
-    head.scanned = <uint32_t>at
-    return MORE
-
-
-cdef Reason reason_for(uint8_t byte, Reason otherwise) noexcept nogil:
-    """The reason to refuse `byte`: those that people meet have one of their own."""
-    if byte == LF:
-        return BARE_LF
-    if otherwise == TARGET_BYTE:
-        return VERSION_MISSING if byte == CR else TARGET_FRAGMENT if byte == 0x23 else TARGET_BYTE  # '#'
-    if otherwise == FIELD_FOLDED or otherwise == FIELD_NAME_SPACE:
-        if byte == 0x3A:  # :
-            return FIELD_NAME_EMPTY
-        return otherwise if byte == SPACE or byte == HTAB else FIELD_NAME_BYTE
-    return otherwise
-
-
-cdef inline size_t smaller(size_t a, size_t b) noexcept nogil:
-    return a if a < b else b
-
-
-cdef bint same_text(const uint8_t *text, size_t length, const uint8_t *other, size_t other_length) noexcept nogil:
-    """Are the two equal but for the case of ASCII letters?"""
-    cdef size_t i
-    if length != other_length:
-        return False
-    for i in range(length):
-        if LOWER[text[i]] != LOWER[other[i]]:
-            return False
-    return True
-
-
-cdef inline int trim(const uint8_t *text, size_t *start, size_t *stop) noexcept nogil:
-    """Leave out the whitespace at both ends of text[start:stop] (OWS, RFC 9110 5.6.3)."""
-    while start[0] < stop[0] and text[start[0]] in (SPACE, HTAB):
-        start[0] += 1
-    while stop[0] > start[0] and text[stop[0] - 1] in (SPACE, HTAB):
-        stop[0] -= 1
-    return 0
-
-
-cdef inline size_t skip_class(const uint8_t *data, size_t at, size_t end, uint8_t byte_class) noexcept nogil:
-    while at < end and CLASS[data[at]] & byte_class:
-        at += 1
-    return at
-
-
-cdef inline size_t skip_run(const uint8_t *data, size_t at, size_t end, uint8_t byte_class) noexcept nogil:
-    """As skip_class(), quicker where many bytes are to be expected."""
-    while at + 4 <= end and (
-            CLASS[data[at]] & CLASS[data[at + 1]] & CLASS[data[at + 2]] & CLASS[data[at + 3]] & byte_class):
-        at += 4
-    return skip_class(data, at, end, byte_class)
-
-
-cdef inline size_t skip_value(const uint8_t *data, size_t at, size_t end) noexcept nogil:
-    """The first byte in [at, end) that no field value has, or `end`.
-
-    Most of a head is values, so eight bytes at a time. Of a word's bytes below n (n <= 0x80), `(word - n) & ~word &
-    0x80` in each byte marks at least the lowest one: a borrow can only reach bytes above a byte that is marked. Bytes
-    equal to 0x7F are those where `word ^ 0x7F` is below 1. A tab is marked too, and left to the table; so is the tail.
-    """
-    cdef uint64_t ones = 0x0101010101010101
-    cdef uint64_t high_bits = ones * 0x80
-    cdef uint64_t word, flipped, stops
-    while end - at >= 8:
-        memcpy(&word, data + at, 8)
-        word = le64toh(word)  # the lowest byte of the word is the first in memory
-        flipped = word ^ (ones * 0x7F)
-        stops = (((word - ones * 0x20) & ~word) | ((flipped - ones) & ~flipped)) & high_bits
-        if stops:
-            at += __builtin_ctzll(stops) >> 3
-            break
-        at += 8
-    return skip_class(data, at, end, VALUE)
 
 
 # --- hosts and authorities
@@ -430,7 +314,7 @@ cdef inline int scan_version(Head *head, const uint8_t *data, size_t end, size_t
 cdef inline int parse_request_line(Head *head, const uint8_t *data, size_t end, size_t limit) noexcept nogil:
     """`method SP target SP version CRLF` with single spaces (RFC 9112 3)."""
     cdef int progress = GO_ON
-    if head.stage == BEFORE_REQUEST:
+    if head.stage == BEFORE_START_LINE:
         progress = skip_empty_line(head, data, end)
     if progress > 0 and head.stage == IN_METHOD:
         progress = scan_method(head, data, end, limit)
@@ -481,22 +365,6 @@ cdef int take_content_length(Head *head, const uint8_t *data, const HeadField *f
         return refuse(head, LENGTH_OVERFLOW, field.value)
     head.content_length = number
     return GO_ON
-
-
-cdef bint next_element(const uint8_t *text, size_t length, size_t *at, size_t *start, size_t *stop) noexcept nogil:
-    """The next element of a comma-separated list (RFC 9110 5.6.1), from `at` on: text[start:stop], may be empty.
-
-    False behind the last one. Quoted strings are not known: the lists that are read here have none.
-    """
-    if at[0] > length:
-        return False
-    start[0] = at[0]
-    while at[0] < length and text[at[0]] != 0x2C:  # ,
-        at[0] += 1
-    stop[0] = at[0]
-    at[0] += 1
-    trim(text, start, stop)
-    return True
 
 
 cdef int take_transfer_encoding(Head *head, const uint8_t *data, const HeadField *field) noexcept nogil:
@@ -600,75 +468,18 @@ cdef inline int scan_plain_host(Head *head, const uint8_t *data, size_t end, con
     return GO_ON
 
 
-cdef inline int scan_name(Head *head, const uint8_t *data, size_t end, const HeadLimits *limits) noexcept nogil:
-    """The name of a field line whose first byte is there and is no CR."""
-    cdef size_t line = head.consumed
-    cdef size_t stop = smaller(end, line + limits.field_bytes)
-    cdef size_t at = skip_run(data, head.scanned, stop, TOKEN)
-    if at > line and head.field_count >= smaller(limits.fields, MAX_HEAD_FIELDS):
-        return refuse(head, FIELDS_TOO_MANY, line)
-    if at >= end:
-        return wait_at(head, IN_NAME, at)
-    if at - line >= limits.field_bytes and data[at] != CR:
-        return refuse(head, FIELD_TOO_LONG, at)
-    if data[at] != 0x3A or at == line:  # :
-        return refuse(head, reason_for(data[at], FIELD_FOLDED if at == line else FIELD_NAME_SPACE), at)
-    head.name_end = <uint16_t>at
-    head.scanned = <uint32_t>(at + 1)
-    head.stage = IN_VALUE
-    return GO_ON
-
-
-cdef inline int scan_value(Head *head, const uint8_t *data, size_t end, const HeadLimits *limits) noexcept nogil:
-    """From behind the colon to behind the CRLF; then the field is noted and looked at."""
-    cdef size_t line = head.consumed
-    cdef size_t stop = smaller(end, line + limits.field_bytes)
-    cdef size_t start = head.name_end + 1
-    cdef size_t at = head.scanned
-    cdef HeadField *field = &head.fields[head.field_count]
-    if at < stop:
-        at = skip_value(data, at, stop)
-    if at >= end:
-        return wait_at(head, IN_VALUE, at)
-    if data[at] != CR:
-        if at - line >= limits.field_bytes:
-            return refuse(head, FIELD_TOO_LONG, at)
-        return refuse(head, reason_for(data[at], FIELD_VALUE_BYTE), at)
-    if at + 1 >= end:
-        return wait_at(head, IN_VALUE, at)
-    if data[at + 1] != LF:
-        return refuse(head, BARE_CR, at)
-    head.consumed = <uint32_t>(at + 2)
-    head.scanned = head.consumed
-    head.stage = IN_NAME
-    trim(data, &start, &at)
-    field.name = <uint16_t>line
-    field.name_length = <uint16_t>(head.name_end - line)
-    field.value = <uint16_t>start
-    field.value_length = <uint16_t>(at - start)
-    head.field_count += 1
-    return take_field(head, data, field)
-
-
 cdef int finish_head(Head *head, const uint8_t *data, size_t end) noexcept nogil:
     """At the CR of the blank line."""
-    cdef size_t at = head.scanned
-    if at + 1 >= end:
-        return MORE
-    if data[at + 1] != LF:
-        return refuse(head, BARE_CR, at)
-    if head.minor_version == 1 and not head.seen & SEEN_HOST:
-        return refuse(head, HOST_MISSING, at)
-    head.keep_alive = not head.seen & SEEN_CLOSE and (head.minor_version == 1 or head.seen & SEEN_KEEP_ALIVE)
-    head.consumed = <uint32_t>(at + 2)
-    head.scanned = head.consumed
-    head.stage = COMPLETE
-    return GO_ON
+    cdef int progress = blank_line(head, data, end)
+    if progress > 0 and head.minor_version == 1 and not head.seen & SEEN_HOST:
+        return refuse(head, HOST_MISSING, head.scanned)
+    return complete_head(head) if progress > 0 else progress
 
 
 cdef inline int parse_fields(Head *head, const uint8_t *data, size_t end, const HeadLimits *limits) noexcept nogil:
     """Field lines up to the blank one. Whatever ends the loop is in `progress` and `head.stage`."""
     cdef int progress = GO_ON
+    cdef HeadField *field
     while progress > 0:
         if head.stage == IN_NAME:
             if head.scanned >= end:
@@ -680,7 +491,10 @@ cdef inline int parse_fields(Head *head, const uint8_t *data, size_t end, const 
             progress = scan_name(head, data, end, limits)
             if progress <= 0:
                 return progress
-        progress = scan_value(head, data, end, limits)
+        field = &head.fields[head.field_count]
+        progress = scan_value(head, data, end, limits, field)
+        if progress > 0:
+            progress = take_field(head, data, field)
     return progress
 
 
