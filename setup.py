@@ -18,7 +18,7 @@ BUILD = f"build/{FLAVOUR}" + (f"-{zlib.crc32(FLAGS.encode()):08x}" if FLAGS else
 
 MODULES = ["_tokens", "_calls", "_tls", "_rate", "_core", "_schedule", "_room", "_raw", "_listener",
            "_buffered", "_connection", "_stream", "_connector",
-           "_http1", "_http1_response", "_http1_python", "_httpconn", "_histogram", "_siege"]
+           "_http1", "_http1_response", "_http1_python", "_httpconn", "_histogram", "_tally", "_siege"]
 MODULES += ["_operations", "_debug", "_kernel", "_loopstate"] if DEBUG else []
 
 # Compiler directives live here and nowhere else: one in a file's header would beat the debug build's.

@@ -14,8 +14,8 @@ cdef uint64_t number(object value, str what) except? 0:
 cdef class Histogram:
     """Times in nanoseconds, counted in buckets narrower than a thousandth of what is in them.
 
-    From 1 us to 1 h three digits are exact; below 2048 ns all are. What is longer than 73 minutes is counted in the last
-    bucket, and `max_ns` is still exact. Takes 264 KiB at most. To be used by one thread at a time.
+    From 1 us to 1 h three digits are exact; below 2048 ns all are. What is longer than 73 minutes is counted in the
+    last bucket, and `max_ns` is still exact. Takes 264 KiB at most. To be used by one thread at a time.
     """
 
     def __cinit__(self):

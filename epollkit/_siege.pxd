@@ -11,16 +11,14 @@ from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from epollkit._connection cimport Connection
-from epollkit._histogram cimport Buckets
 from epollkit._http1 cimport Head, HeadLimits
 from epollkit._http1_response cimport Body, BodyLimits
+from epollkit._tally cimport STATUSES, Tally
 
 cdef enum:
-    STATUSES = 1000             # a status has three digits
     BODY_KEPT_BYTES = 1048576   # of an answer's body, to look for what is expected in it
     FIRST_BACK_OFF_NS = 10000000
     LONGEST_BACK_OFF_NS = 1000000000
-    MOST_ERRORS = 256           # kinds that are told apart
 
 cdef enum Close:                # how a connection ends
     CLOSE_FIN
@@ -72,14 +70,6 @@ cdef struct Wire:               # a prepared request
     bint head                   # HEAD: its answer has no body
 
 
-cdef struct Tally:
-    uint64_t begun, planned, answered, successful, failed, unexpected, unanswered, timed_out, broken_off
-    uint64_t bytes_sent, bytes_received, body_bytes
-    uint64_t connections, connect_failures, reconnects, backoffs, resent
-    uint64_t open_peak
-    uint64_t statuses[STATUSES]
-
-
 cdef class Visit(Connection):
     cdef Engine engine
     cdef User *user             # NULL: it is nobody's any more
@@ -128,7 +118,6 @@ cdef class Engine:
 
     # how it goes
     cdef int64_t started_ns     # open loop: planned times count from here
-    cdef int64_t epoch_ns       # what was begun before is not counted
     cdef int64_t stopped_ns     # nothing is planned behind it; INT64_MAX: not yet
     cdef int64_t ended_ns       # 0: not yet
     cdef bint warming           # before measure(): `number` and `repetitions` do not count yet
@@ -141,19 +130,10 @@ cdef class Engine:
     cdef uint32_t *queue        # open loop: users who have time, first in, first out
     cdef uint32_t queue_first, queue_count
 
-    # what happened
-    cdef Tally total
-    cdef dict errors            # (phase, name) -> count
-    cdef Buckets latency, recent, connects, lags
-    cdef uint64_t open_now
-    cdef int64_t connected_ns   # integral of open_now, ...
-    cdef int64_t connected_since_ns     # ... up to here
-    cdef uint64_t told_answered, told_failed, told_bytes, told_begun
+    cdef Tally counted          # what happened
 
     cdef int prepare(self, object prepared) except -1
     cdef int make_users(self, uint64_t repetitions) except -1
-    cdef int clear(self, int64_t now_ns) noexcept
-    cdef int note_open(self, int64_t now_ns, int change) noexcept
     cdef int64_t due_ns(self, uint64_t number) noexcept
     cdef uint64_t planned_by(self, int64_t now_ns) noexcept
     cdef bint exhausted(self) noexcept
@@ -171,7 +151,6 @@ cdef class Engine:
     cdef int keep_body(self, const char *data, Py_ssize_t length) except -1
     cdef int fail(self, User *user, str phase, str name, int64_t now_ns, bint waited) except -1
     cdef int fail_all(self, User *user, str phase, str name, int64_t now_ns, bint waited) except -1
-    cdef int count_error(self, str phase, str name) except -1
     cdef int rest(self, User *user, double seconds) except -1
     cdef int closed(self, User *user, object reason) except -1
     cdef int settle(self, int64_t now_ns) except -1

@@ -6,20 +6,20 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.object cimport PyObject, visitproc
 from libc.stdint cimport INT64_MAX, UINT64_MAX, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy
 
 cimport cython
 
 cimport epollkit._sys as _sys
 from epollkit._buffered cimport STREAM_CORKED, Loop, reserve
 from epollkit._connection cimport Connection
-from epollkit._histogram cimport (
-    Buckets, Histogram, buckets_at, buckets_clear, buckets_count, buckets_free, buckets_init, buckets_merge,
-    buckets_record)
+from epollkit._histogram cimport buckets_record
 from epollkit._http1 cimport DEFAULT_FIELD_BYTES, DEFAULT_REQUEST_LINE_BYTES, MAX_HEAD_FIELDS, head_reset, reason_text
 from epollkit._http1_response cimport (
     BODY_UNTIL_CLOSE, DEFAULT_EXTENSION_BYTES, DEFAULT_TRAILER_BYTES, body_begin, body_take, parse_response_head,
     response_framing)
+
+from epollkit._tally cimport STATUSES, Tally
 
 from epollkit._checks import checked_number
 from epollkit.errors import ConnectError, UsageError
@@ -51,10 +51,10 @@ cdef class Visit(Connection):
         cdef User *user = self.user
         cdef int64_t now_ns = _sys.ek_now_ns()
         user.flags |= USER_OPEN
-        if user.connecting_ns >= engine.epoch_ns:
-            buckets_record(&engine.connects, now_ns - user.connecting_ns)
-        engine.total.connections += 1
-        engine.note_open(now_ns, 1)
+        if user.connecting_ns >= engine.counted.epoch_ns:
+            buckets_record(&engine.counted.connects, now_ns - user.connecting_ns)
+        engine.counted.counts.connections += 1
+        engine.counted.note_open(now_ns, 1)
         self.send_due()
         if self.slot != NULL and not user.flags & USER_LEAVES:
             engine.go_on(user, now_ns)
@@ -86,7 +86,7 @@ cdef class Visit(Connection):
             what = user.ring[(user.first + user.sent) % engine.depth].what
             wire = &engine.wires[what]
             user.sent += 1
-            engine.total.bytes_sent += wire.length
+            engine.counted.counts.bytes_sent += wire.length
             room = reserve(self, wire.length)
             if room != NULL:
                 memcpy(room, wire.data, wire.length)
@@ -105,7 +105,7 @@ cdef class Visit(Connection):
         cdef Py_ssize_t length = wire.length if engine.close == CLOSE_ABANDON else wire.length // 2
         engine.broke_off(user)
         self.put(wire.data, length, None)
-        engine.total.bytes_sent += length
+        engine.counted.counts.bytes_sent += length
         user.flags |= USER_LEAVES
         if engine.close == CLOSE_ABANDON:
             return self.close_softly(0)
@@ -135,8 +135,8 @@ cdef class Visit(Connection):
         if user.count:
             engine.fail_all(user, "protocol", why, _sys.ek_now_ns(), False)
         else:
-            engine.total.failed += 1
-            engine.count_error("protocol", why)
+            engine.counted.counts.failed += 1
+            engine.counted.count_error("protocol", why)
         return self.reset()
 
     # -- upcalls -------------------------------------------------------------------------------------------------------
@@ -147,7 +147,7 @@ cdef class Visit(Connection):
         cdef Py_ssize_t used
         if user.flags & USER_LEAVES:
             return 0
-        engine.total.bytes_received += length
+        engine.counted.counts.bytes_received += length
         if engine.close == CLOSE_RST_MID_RESPONSE:
             engine.broke_off(user)
             return self.reset()
@@ -204,7 +204,7 @@ cdef class Visit(Connection):
             if taken < 0:
                 self.refuse(reason_text(body.reason))
                 return length
-            engine.total.body_bytes += body.payload_length
+            engine.counted.counts.body_bytes += body.payload_length
             if engine.expected_body is not None and body.payload_length:
                 engine.keep_body(data + used + body.payload, body.payload_length)
             used += taken
@@ -287,11 +287,8 @@ cdef class Engine:
     """
 
     def __cinit__(self, *arguments, **options):
-        self.errors = {}
+        self.counted = Tally()
         self.stopped_ns = INT64_MAX
-        if buckets_init(&self.latency) < 0 or buckets_init(&self.recent) < 0 or buckets_init(&self.connects) < 0 \
-                or buckets_init(&self.lags) < 0:
-            raise MemoryError()
 
     def __init__(self, loop, prepared, *, users, number=0, repetitions=0, delay=0.0, rate=0.0, pipeline=1,
                  keep_alive=True, random_order=False, sources=(), close="fin", connect_timeout=10.0, timeout=30.0,
@@ -338,10 +335,6 @@ cdef class Engine:
         self.loop = loop
 
     def __dealloc__(self):
-        buckets_free(&self.latency)
-        buckets_free(&self.recent)
-        buckets_free(&self.connects)
-        buckets_free(&self.lags)
         free(self.wires)
         free(self.users)
         free(self.rings)
@@ -398,7 +391,7 @@ cdef class Engine:
             raise UsageError("this engine was started already")
         self.started_ns = now_ns
         self.warming = warm_up
-        self.clear(now_ns)
+        self.counted.clear(now_ns)
         for i in range(self.user_count):
             self.go_on(&self.users[i], now_ns)
 
@@ -408,7 +401,7 @@ cdef class Engine:
         self.warming = False
         self.begun = 0
         self.planned_from = self.planned_by(now_ns)
-        self.clear(now_ns)
+        self.counted.clear(now_ns)
 
     def stop(self, grace=0.0):
         """Plan nothing more. What has no answer after `grace` seconds is given up, and counted as unanswered."""
@@ -434,80 +427,29 @@ cdef class Engine:
             user = &self.users[i]
             while user.count:
                 asked = &user.ring[user.first]
-                if asked.begun_ns >= self.epoch_ns:
-                    self.total.unanswered += 1
-                    buckets_record(&self.recent, now_ns - asked.begun_ns)
+                if asked.begun_ns >= self.counted.epoch_ns:
+                    self.counted.counts.unanswered += 1
+                    buckets_record(&self.counted.recent, now_ns - asked.begun_ns)
                 user.first = (user.first + 1) % self.depth
                 user.count -= 1
         self.under_way = 0
         if self.rate:
             for number in range(max(self.planned, self.planned_from), self.planned_by(now_ns)):
-                self.total.unanswered += 1
-                buckets_record(&self.recent, now_ns - self.due_ns(number))
+                self.counted.counts.unanswered += 1
+                buckets_record(&self.counted.recent, now_ns - self.due_ns(number))
         self.finish(now_ns)
 
     def interval(self):
         """What has happened since the last call: whole numbers by name. Times in nanoseconds; `open` is as of now."""
-        cdef uint64_t count = buckets_count(&self.recent)
-        cdef Tally *total = &self.total
-        told = {
-            "begun": total.begun - self.told_begun, "answered": total.answered - self.told_answered,
-            "failed": total.failed - self.told_failed, "bytes_received": total.bytes_received - self.told_bytes,
-            "open": self.open_now,
-            "p50_ns": buckets_at(&self.recent, count - count // 2) if count else 0,
-            "p99_ns": buckets_at(&self.recent, count - count // 100) if count else 0,
-            "max_ns": self.recent.max_ns,
-        }
-        self.told_begun, self.told_answered = total.begun, total.answered
-        self.told_failed, self.told_bytes = total.failed, total.bytes_received
-        buckets_merge(&self.latency, &self.recent)
-        buckets_clear(&self.recent)
-        return told
+        return self.counted.since_last()
 
     def tally(self):
         """All that was counted since the start, or since measure(): a dict for JSON."""
-        cdef Tally *total = &self.total
         cdef int64_t now_ns = self.ended_ns if self.ended_ns else _sys.ek_now_ns()
-        cdef uint32_t i
-        self.note_open(now_ns, 0)
-        buckets_merge(&self.latency, &self.recent)
-        buckets_clear(&self.recent)
-        return {
-            "begun": total.begun, "answered": total.answered, "successful": total.successful, "failed": total.failed,
-            "planned": max(self.planned_by(now_ns), self.planned_from) - self.planned_from if self.rate
-            else total.begun,
-            "unexpected": total.unexpected, "unanswered": total.unanswered, "timed_out": total.timed_out,
-            "broken_off": total.broken_off, "bytes_sent": total.bytes_sent, "bytes_received": total.bytes_received,
-            "body_bytes": total.body_bytes, "connections": total.connections,
-            "connect_failures": total.connect_failures, "reconnects": total.reconnects, "backoffs": total.backoffs,
-            "resent": total.resent, "open": self.open_now, "open_peak": total.open_peak,
-            "connected_ns": self.connected_ns, "elapsed_ns": max(now_ns - self.epoch_ns, <int64_t>0),
-            "statuses": {str(i): total.statuses[i] for i in range(STATUSES) if total.statuses[i]},
-            "errors": [[phase, name, count] for (phase, name), count in self.errors.items()],
-            "latency": dump(&self.latency), "connect": dump(&self.connects), "lag": dump(&self.lags),
-        }
-
-    cdef int clear(self, int64_t now_ns) noexcept:
-        self.epoch_ns = now_ns
-        memset(&self.total, 0, sizeof(Tally))
-        self.total.open_peak = self.open_now
-        self.connected_ns = 0
-        self.connected_since_ns = now_ns
-        self.told_answered = self.told_failed = self.told_bytes = self.told_begun = 0
-        self.errors.clear()
-        buckets_clear(&self.latency)
-        buckets_clear(&self.recent)
-        buckets_clear(&self.connects)
-        buckets_clear(&self.lags)
-        return 0
-
-    cdef int note_open(self, int64_t now_ns, int change) noexcept:
-        """A connection came or went."""
-        self.connected_ns += <int64_t>self.open_now * (now_ns - self.connected_since_ns)
-        self.connected_since_ns = now_ns
-        self.open_now += change
-        self.total.open_peak = max(self.total.open_peak, self.open_now)
-        return 0
+        told = self.counted.all_of_it(now_ns)
+        told["planned"] = max(self.planned_by(now_ns), self.planned_from) - self.planned_from if self.rate \
+            else told["begun"]
+        return told
 
     # -- what is to be asked -------------------------------------------------------------------------------------------
 
@@ -582,7 +524,7 @@ cdef class Engine:
             else user.next + 1 if user.next + 1 < self.wire_count else 0
         self.under_way += 1
         self.begun += 1
-        self.total.begun += begun_ns >= self.epoch_ns
+        self.counted.counts.begun += begun_ns >= self.counted.epoch_ns
         if self.repeats and not self.warming:
             user.left -= 1
             self.left -= 1
@@ -632,8 +574,8 @@ cdef class Engine:
     cdef int begin_planned(self, User *user, int64_t now_ns) except -1:
         cdef int64_t due_ns = self.due_ns(self.planned)
         self.planned += 1
-        if due_ns >= self.epoch_ns:
-            buckets_record(&self.lags, max(now_ns - due_ns, <int64_t>0))
+        if due_ns >= self.counted.epoch_ns:
+            buckets_record(&self.counted.lags, max(now_ns - due_ns, <int64_t>0))
         return self.begin(user, due_ns)
 
     cdef int wait_in_queue(self, User *user) noexcept:
@@ -684,16 +626,16 @@ cdef class Engine:
         user.flags = user.flags & ~<uint32_t>(USER_IN_BODY | USER_IN_ANSWER) | USER_SERVED
         self.under_way -= 1
         head_reset(&user.head)
-        if begun_ns >= self.epoch_ns:
-            buckets_record(&self.recent, now_ns - begun_ns)
-            self.total.answered += 1
-            self.total.statuses[status] += 1
+        if begun_ns >= self.counted.epoch_ns:
+            buckets_record(&self.counted.recent, now_ns - begun_ns)
+            self.counted.counts.answered += 1
+            self.counted.counts.statuses[status] += 1
             if self.expected[status] and (self.expected_body is None or self.expected_body in self.body):
-                self.total.successful += 1
+                self.counted.counts.successful += 1
             else:
-                self.total.failed += 1
-                self.total.unexpected += 1
-                self.count_error("expect", "body" if self.expected[status] else str(status))
+                self.counted.counts.failed += 1
+                self.counted.counts.unexpected += 1
+                self.counted.count_error("expect", "body" if self.expected[status] else str(status))
         if self.expected_body is not None:
             self.body.clear()
         if not keep:
@@ -711,7 +653,7 @@ cdef class Engine:
 
     cdef int broke_off(self, User *user) noexcept:
         """What he had begun ends here, on purpose."""
-        self.total.broken_off += user.count
+        self.counted.counts.broken_off += user.count
         self.under_way -= user.count
         user.count = user.sent = 0
         return 0
@@ -722,24 +664,17 @@ cdef class Engine:
         user.first = (user.first + 1) % self.depth
         user.count -= 1
         self.under_way -= 1
-        if begun_ns < self.epoch_ns:
+        if begun_ns < self.counted.epoch_ns:
             return 0
-        self.total.failed += 1
+        self.counted.counts.failed += 1
         if waited:
-            self.total.timed_out += 1
-            buckets_record(&self.recent, now_ns - begun_ns)
-        return self.count_error(phase, name)
+            self.counted.counts.timed_out += 1
+            buckets_record(&self.counted.recent, now_ns - begun_ns)
+        return self.counted.count_error(phase, name)
 
     cdef int fail_all(self, User *user, str phase, str name, int64_t now_ns, bint waited) except -1:
         while user.count:
             self.fail(user, phase, name, now_ns, waited)
-        return 0
-
-    cdef int count_error(self, str phase, str name) except -1:
-        kind = (phase, name)
-        if kind not in self.errors and len(self.errors) >= MOST_ERRORS:
-            kind = (phase, "other")
-        self.errors[kind] = self.errors.get(kind, 0) + 1
         return 0
 
     cdef int closed(self, User *user, object reason) except -1:
@@ -749,21 +684,21 @@ cdef class Engine:
         user.visit = NULL
         user.flags &= ~<uint32_t>USER_OF_A_VISIT
         if flags & USER_OPEN:
-            self.note_open(now_ns, -1)
+            self.counted.note_open(now_ns, -1)
         if self.done or self.loop.closed:
             return 0
         self.body.clear()
         user.failures += 1
         if not flags & USER_OPEN:
-            self.total.connect_failures += 1
+            self.counted.counts.connect_failures += 1
             phase = "connect" if isinstance(reason, ConnectError) else "tls"
             name = "timeout" if getattr(reason, "errno", None) == errno.ETIMEDOUT else name_of(reason)
             if user.count:
                 self.fail(user, phase, name, now_ns, name == "timeout")
         elif flags & USER_LEAVES or user.count == 0:
             user.failures = 0
-            self.total.resent += user.sent          # a server that says close has not looked at what is behind it
-            self.total.reconnects += not flags & USER_LEAVES
+            self.counted.counts.resent += user.sent  # a server that says close has not looked at what is behind it
+            self.counted.counts.reconnects += not flags & USER_LEAVES
         else:
             self.fail_all(user, "write" if flags & USER_WRITES else "read" if flags & USER_IN_ANSWER else "first-byte",
                           name_of(reason), now_ns, False)
@@ -771,7 +706,7 @@ cdef class Engine:
                 user.failures = 0
         user.sent = 0
         if user.failures and not self.exhausted():
-            self.total.backoffs += 1
+            self.counted.counts.backoffs += 1
             self.rest(user, min(FIRST_BACK_OFF_NS << min(user.failures - 1, <uint32_t>8), LONGEST_BACK_OFF_NS) / 1e9)
         elif user.count:
             self.connect(user)
@@ -803,7 +738,7 @@ cdef class Engine:
 
     cdef int finish(self, int64_t now_ns) except -1:
         cdef uint32_t i
-        self.note_open(now_ns, 0)
+        self.counted.note_open(now_ns, 0)
         self.ended_ns = now_ns
         self.done = True
         if self.pacer is not None:
@@ -815,9 +750,3 @@ cdef class Engine:
         if self.on_done is not None:
             self.loop.call_soon(self.on_done)
         return 0
-
-
-cdef list dump(const Buckets *buckets):
-    cdef Histogram made = Histogram()
-    buckets_merge(&made.buckets, buckets)
-    return made.dump()

@@ -29,7 +29,7 @@ LAYERS = [
     ("loop", ["loop", "__init__"]),
     ("codec", ["_http1", "_http1_fields", "_http1_response", "_http1_python"]),
     ("http", ["_httpconn", "http"]),
-    ("load", ["_siege", "siege"]),
+    ("load", ["_tally", "_siege", "siege"]),
     ("demo", ["demo"]),
     ("cli", ["cli"]),
 ]
