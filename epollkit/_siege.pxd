@@ -146,7 +146,7 @@ cdef class Engine:
     cdef double random(self) noexcept
     cdef int begin(self, User *user, int64_t begun_ns) except -1
     cdef int broke_off(self, User *user) noexcept
-    cdef int connect(self, User *user) except -1
+    cdef int open_visit(self, User *user) except -1
     cdef int answered(self, User *user, int64_t now_ns) except -1
     cdef int keep_body(self, const char *data, Py_ssize_t length) except -1
     cdef int fail(self, User *user, str phase, str name, int64_t now_ns, bint waited) except -1

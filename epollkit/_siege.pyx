@@ -529,14 +529,14 @@ cdef class Engine:
             user.left -= 1
             self.left -= 1
         if user.visit == NULL:
-            return self.connect(user)
+            return self.open_visit(user)
         if user.flags & (USER_OPEN | USER_LEAVES) != USER_OPEN:
             return 0
         if user.place != self.wires[asked.what].place:
             return (<Visit>user.visit).leave()
         return (<Visit>user.visit).send_now()
 
-    cdef int connect(self, User *user) except -1:
+    cdef int open_visit(self, User *user) except -1:
         cdef Visit visit
         cdef uint64_t number = self.first_user + <uint64_t>(user - self.users)
         user.place = self.wires[user.ring[user.first].what].place
@@ -709,7 +709,7 @@ cdef class Engine:
             self.counted.counts.backoffs += 1
             self.rest(user, min(FIRST_BACK_OFF_NS << min(user.failures - 1, <uint32_t>8), LONGEST_BACK_OFF_NS) / 1e9)
         elif user.count:
-            self.connect(user)
+            self.open_visit(user)
         else:
             self.go_on(user, now_ns)
         return self.settle(now_ns)
@@ -726,7 +726,7 @@ cdef class Engine:
         if self.done:
             return
         if user.count and user.visit == NULL:
-            self.connect(user)
+            self.open_visit(user)
         else:
             self.go_on(user, _sys.ek_now_ns())
 
