@@ -102,9 +102,9 @@ cdef class Buffered(_core.Endpoint):
     cdef int cut_short(self, Loop loop) except -1
     cdef int spill(self, Loop loop) except -1
     cdef int spill_or_end(self, Loop loop) except -1
-    cdef int start_queue(self) except -1
+    cdef int start_queue(self, bytes first) except -1
     cdef Py_ssize_t hard_limit(self) except -1
-    cdef int queue(self, bytes data) except -1
+    cdef int queue(self, bytes data, bint gathered) except -1
     cdef int queued(self) except -1
     cdef int drop_output(self) noexcept
     cdef int end_with(self, object reason) except -1

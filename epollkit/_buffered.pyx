@@ -389,7 +389,7 @@ cdef class Buffered(_core.Endpoint):
         loop.scratch_used = 0                   # first: write_limit may be a property, and send a file
         try:
             if gathered and self.slot != NULL:
-                self.queue(PyBytes_FromStringAndSize(loop.scratch, gathered))
+                self.queue(PyBytes_FromStringAndSize(loop.scratch, gathered), True)
         except MemoryError:
             loop.scratch_used = gathered
             raise
@@ -408,14 +408,14 @@ cdef class Buffered(_core.Endpoint):
                 loop.scratch_used += length
                 return 0
             self.spill(loop)
-        return self.queue(owner if owner is not None else PyBytes_FromStringAndSize(data, length))
+        return self.queue(owner if owner is not None else PyBytes_FromStringAndSize(data, length), False)
 
     cdef int put_file(self, int file, int64_t offset, int64_t count) except -1:
         """Send a piece of a file, in order with everything else. The descriptor is the queue's from here on."""
         try:
             if self.state & STREAM_CORKED:
                 self.spill(<Loop>self.loop_link)
-            self.start_queue()
+            self.start_queue(None)
             if self.output == NULL or self.slot == NULL:
                 raise UsageError(f"this {type(self).__name__} was closed by what it asked")
             output_append_file(self.output, file, offset, count)
@@ -424,11 +424,11 @@ cdef class Buffered(_core.Endpoint):
             raise
         return self.queued()
 
-    cdef int start_queue(self) except -1:
+    cdef int start_queue(self, bytes first) except -1:
         cdef Py_ssize_t limit
         if self.output != NULL:
             return 0
-        self.output = output_new()              # first: what somebody's write_limit writes is queued, too
+        self.output = output_new(first)         # first: what somebody's write_limit writes is queued, too
         if self.output == NULL:
             raise MemoryError()
         try:
@@ -443,12 +443,13 @@ cdef class Buffered(_core.Endpoint):
     cdef Py_ssize_t hard_limit(self) except -1:
         return self.write_limit
 
-    cdef int queue(self, bytes data) except -1:
-        self.start_queue()
-        if self.output == NULL:
-            return 0
-        output_append(self.output, data)
-        return self.queued()
+    cdef int queue(self, bytes data, bint gathered) except -1:
+        """gathered: it was written before what somebody's write_limit may write now; else it goes behind that."""
+        cdef bint leads = gathered and self.output == NULL
+        self.start_queue(data if leads else None)
+        if self.output != NULL and not leads:
+            output_append(self.output, data)
+        return self.queued() if self.output != NULL else 0
 
     cdef int queued(self) except -1:
         """One more part is in the queue: it leaves with whatever else is written until the next turn."""
@@ -496,7 +497,7 @@ cdef class Buffered(_core.Endpoint):
             sent = max(sent, 0)
             self.state |= STREAM_BLOCKED
             try:
-                self.queue(PyBytes_FromStringAndSize(loop.scratch + sent, offered - sent))
+                self.queue(PyBytes_FromStringAndSize(loop.scratch + sent, offered - sent), True)
             except MemoryError as error:        # half of it is sent
                 self.end_with(error)
             return self.block() if self.slot != NULL else 0

@@ -36,8 +36,39 @@ cdef struct Output:
     Py_ssize_t limit                # the stream's hard limit when the queue was made
 
 
-cdef inline Output *output_new() noexcept:
-    """NULL: no memory. It has room for its first part: nobody is to be left with an empty one."""
+cdef inline Part *output_next(Output *output) noexcept:
+    """The place of one more part, still to be filled; NULL: no memory."""
+    cdef Part *grown
+    cdef Py_ssize_t room
+    if output.end == output.room:
+        if output.first > output.room // 2:         # more than half of it is sent: move up
+            output.end -= output.first
+            memmove(output.parts, output.parts + output.first, output.end * sizeof(Part))
+            output.first = 0
+        else:
+            room = output.room * 2
+            grown = <Part *>realloc(output.parts, room * sizeof(Part))
+            if grown == NULL:
+                return NULL
+            output.parts = grown
+            output.room = room
+    output.end += 1
+    return &output.parts[output.end - 1]
+
+
+cdef inline int output_put(Output *output, Part *part, bytes data) noexcept:
+    Py_INCREF(data)
+    part.data = <PyObject *>data
+    part.file = -1
+    part.offset = 0
+    part.left = PyBytes_GET_SIZE(data)
+    output.size += part.left
+    return 0
+
+
+cdef inline Output *output_new(bytes first) noexcept:
+    """With that in it, or nothing for None. NULL: no memory. There is room for a first part: nobody is to be left with
+    an empty one."""
     cdef Output *output = <Output *>calloc(1, sizeof(Output))
     if output == NULL:
         return NULL
@@ -48,6 +79,8 @@ cdef inline Output *output_new() noexcept:
     output.room = FIRST_PARTS
     output.limit = PY_SSIZE_T_MAX
     EK_MADE(EK_OUTPUT)
+    if first is not None:
+        output_put(output, output_next(output), first)
     return output
 
 
@@ -70,36 +103,11 @@ cdef inline int output_free(Output *output) noexcept:
     return 0
 
 
-cdef inline Part *output_next(Output *output) noexcept:
-    """The place of one more part, still to be filled; NULL: no memory."""
-    cdef Part *grown
-    cdef Py_ssize_t room
-    if output.end == output.room:
-        if output.first > output.room // 2:         # more than half of it is sent: move up
-            output.end -= output.first
-            memmove(output.parts, output.parts + output.first, output.end * sizeof(Part))
-            output.first = 0
-        else:
-            room = output.room * 2
-            grown = <Part *>realloc(output.parts, room * sizeof(Part))
-            if grown == NULL:
-                return NULL
-            output.parts = grown
-            output.room = room
-    output.end += 1
-    return &output.parts[output.end - 1]
-
-
 cdef inline int output_append(Output *output, bytes data) except -1:
     cdef Part *part = output_next(output)
     if part == NULL:
         raise MemoryError()
-    Py_INCREF(data)
-    part.data = <PyObject *>data
-    part.file = -1
-    part.offset = 0
-    part.left = PyBytes_GET_SIZE(data)
-    output.size += part.left
+    output_put(output, part, data)
     return 0
 
 

@@ -21,6 +21,9 @@ from wire import Bench, Client, Factory, Recorder, open_pair, set_buffers, wait_
 import epollkit
 from epollkit import LimitReached, UsageError
 
+if epollkit.build_info()["build"] == "debug":
+    from epollkit._operations import replaced
+
 TCP = ("127.0.0.1", 0)
 READ_BUDGET_BYTES = 262144
 READ_ROOM_BYTES = 65536
@@ -636,6 +639,32 @@ def test_a_write_limit_that_writes_loses_nothing_and_stays_in_order(bench):
     _other, second = open_pair(bench, Factory(Echo))
     second.send(b"and the next one is clean")
     assert second.take(25) == b"and the next one is clean"
+
+
+@pytest.mark.parametrize("little", [False, pytest.param(True, marks=pytest.mark.debug_build)])
+def test_what_was_gathered_is_ahead_of_what_a_write_limit_writes(bench, little):
+    """Moved to the queue; or because the socket has taken only three bytes of it."""
+    class Nested(Recorder):
+        asked = False
+
+        @property
+        def write_limit(self):
+            if not self.asked:
+                self.asked = True
+                self.write(b"nested")
+            return 1 << 20
+
+        def on_data(self, data):
+            self.write(b"gathered")
+            if not little:
+                self.write(b"x" * READ_ROOM_BYTES)
+
+    _stream, client = open_pair(bench, Factory(Nested))
+    client.send(b"go")
+    with replaced(send=lambda _fd, _size: 3) if little else contextlib.nullcontext():
+        assert client.take(14) == b"gatherednested"
+    if not little:
+        assert client.take(READ_ROOM_BYTES) == b"x" * READ_ROOM_BYTES
 
 
 @pytest.mark.parametrize("how", ["raise", "abort", "close"])
