@@ -183,12 +183,16 @@ class Pool:
         destination = self._destinations.setdefault(target, _Destination(target))
         self._asked += 1
         request = PoolRequest(self, destination, receive, self._asked)
-        if destination.idle:
-            self._counts["hits"] += 1
-            self._reserve(next(reversed(destination.idle)), request)
-        else:
-            self._counts["misses"] += 1
-            self._place(request)
+        try:
+            if destination.idle:
+                self._counts["hits"] += 1
+                self._reserve(next(reversed(destination.idle)), request)
+            else:
+                self._counts["misses"] += 1
+                self._place(request)
+        except MemoryError:             # who is told so has not asked
+            self._cancel(request)
+            raise
         return request
 
     def release(self, stream: Any) -> None:

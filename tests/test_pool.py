@@ -1173,6 +1173,31 @@ def test_bind(make_pool):
     assert kit.get().local_address[0] == "127.0.0.2"
 
 
+@pytest.mark.parametrize("where", ["_fill", "_reserve"])
+def test_who_is_told_that_there_is_no_memory_has_not_asked(make_pool, monkeypatch, where):
+    kit = make_pool(max_open=1)
+    stream = kit.get()
+    if where == "_reserve":
+        kit.release(stream)
+        kit.settle()
+    real = getattr(Pool, where)
+
+    def fail(*arguments):
+        real(*arguments)
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Pool, where, fail)
+        with pytest.raises(MemoryError):
+            kit.ask()
+    assert (kit.stats.waiting, kit.stats.out, kit.stats.cancelled) == (0, where == "_fill", 1)
+    if where == "_fill":
+        kit.release(stream)
+    kit.settle()
+    assert (kit.stats.open, kit.stats.idle) == (1, 1)
+    assert kit.get() is stream
+
+
 def test_what_they_look_like(make_pool):
     kit = make_pool(max_open=5)
     asked = kit.ask()
