@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from clients import HERE
+from clients import HERE, make_certificates
 from matrix import MATRIX, PATIENCE, Fault, Impossible, Laboratory, Row, judged, played
 
 MEMORY = ["malloc", "lasting", "python"]
@@ -162,6 +162,9 @@ def main() -> int:
         print("\n".join(chosen))
         return 0
     with tempfile.TemporaryDirectory() as folder:
+        if not make_certificates(Path(folder)):
+            print("not tried: openssl is not installed, and makes the certificates")
+            return 0
         laboratory = Laboratory(Path(folder))
         if any(wanted(name, [["calls"]]) for name in chosen):
             try:

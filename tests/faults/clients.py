@@ -9,8 +9,10 @@ import contextlib
 import json
 import os
 import select
+import shutil
 import signal
 import socket
+import ssl
 import struct
 import subprocess
 import sys
@@ -24,6 +26,17 @@ BIG = bytes(range(256)) * 4096
 LINES = BIG[:100_000] + BIG[1:100_001] + BIG[2:100_002]
 FILE = BIG[:200_000]
 CROWD = 5
+RATE = 3_000_000            # bytes per second: a tenth of a second
+
+
+def make_certificates(folder: Path) -> bool:
+    """For every program that is started from here on. False: there is no openssl to make them with."""
+    sys.path.append(str(HERE.parent / "support"))
+    from certificates import Certificates
+    program = shutil.which("openssl")
+    if program is not None:
+        os.environ["FAULTS_CERTIFICATES"] = str(Certificates(folder, program).directory)
+    return program is not None
 
 
 class Wrong(Exception):
@@ -119,6 +132,11 @@ class Talk:
             raise
         self.rest = b""
 
+    def secure(self) -> Talk:
+        context = ssl.create_default_context(cafile=os.path.join(os.environ["FAULTS_CERTIFICATES"], "authority.pem"))
+        self.sock = context.wrap_socket(self.sock, server_hostname="localhost", suppress_ragged_eofs=False)
+        return self
+
     def __enter__(self) -> Talk:
         return self
 
@@ -193,8 +211,8 @@ class Clients:
 
     def play(self) -> None:
         """Every step; the last one twice, so that something comes after the last fault."""
-        for step in (self.crowd, self.keep_alive, self.slow_reader, self.frames, self.raw, self.unix, self.ends,
-                     self.resets, self.used, self.used, self.next_ones, self.next_ones):
+        for step in (self.crowd, self.keep_alive, self.slow_reader, self.frames, self.raw, self.rated, self.unix,
+                     self.tls, self.ends, self.resets, self.used, self.used, self.next_ones, self.next_ones):
             self.try_out(step)
 
     def try_out(self, step: Callable[..., None], *arguments: Any) -> None:
@@ -255,6 +273,25 @@ class Clients:
             talk.send(FILE)
             talk.expect(FILE)
             talk.end()
+            talk.expect_end()
+
+    def rated(self) -> None:
+        with self.talk("echo") as talk:
+            talk.send(b"rate %d\nlines\necho 100000\n" % RATE)
+            talk.send(BIG[:100_000])
+            talk.expect(LINES)
+            talk.expect(BIG[:100_000])
+
+    def tls(self) -> None:
+        with self.talk("tls") as talk:
+            talk.secure().send(b"echo 5\nhello")
+            talk.expect(b"hello")
+            talk.send(b"big\nfile\necho 100000\n")
+            talk.send(BIG[:100_000])
+            for data in (BIG, FILE, BIG[:100_000]):
+                talk.expect(data)
+            talk.send(b"bye\n")
+            talk.expect(b"bye")
             talk.expect_end()
 
     def unix(self) -> None:

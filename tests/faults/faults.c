@@ -2,6 +2,8 @@
  *
  *   faults_close(n, error)     the nth close(2) from here on closes, and then says that it failed. strace can't do that:
  *                              what it makes fail does not happen, but Linux has freed the descriptor all the same
+ *   faults_getaddrinfo(n, code)        the nth look-up in another thread than this one fails
+ *   faults_pthread_create(n, error)    the nth thread can't be made
  *   faults_memory(n, count)    so many allocations of this thread fail, from the nth from here on
  *   faults_short(seed)         reads and writes move less than they could, or nothing
  *
@@ -11,6 +13,7 @@
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
+#include <netdb.h>
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdint.h>
@@ -30,13 +33,15 @@ static struct {
     struct epoll_event event;
 } watched[MOST_FDS]; /* epoll_fd 0: not watched */
 
-static long close_at, memory_at, fired;
-static int close_errno;
+static long close_at, look_up_at, thread_at, memory_at, fired;
+static int close_errno, look_up_code, thread_errno;
 static long memory_left;
-static pthread_t memory_thread;
+static pthread_t caller; /* of faults_memory, faults_getaddrinfo */
 static uint64_t random_state; /* 0: nothing is cut short */
 
 static int (*real_close)(int);
+static int (*real_getaddrinfo)(const char *, const char *, const struct addrinfo *, struct addrinfo **);
+static int (*real_pthread_create)(pthread_t *, const pthread_attr_t *, void *(*)(void *), void *);
 static int (*real_epoll_ctl)(int, int, int, struct epoll_event *);
 static int (*real_accept4)(int, struct sockaddr *, socklen_t *, int);
 static ssize_t (*real_recv)(int, void *, size_t, int);
@@ -49,6 +54,8 @@ static void *(*real_mremap)(void *, size_t, size_t, int, ...);
 __attribute__((constructor)) static void find(void)
 {
     real_close = dlsym(RTLD_NEXT, "close");
+    real_getaddrinfo = dlsym(RTLD_NEXT, "getaddrinfo");
+    real_pthread_create = dlsym(RTLD_NEXT, "pthread_create");
     real_epoll_ctl = dlsym(RTLD_NEXT, "epoll_ctl");
     real_accept4 = dlsym(RTLD_NEXT, "accept4");
     real_recv = dlsym(RTLD_NEXT, "recv");
@@ -66,11 +73,26 @@ void faults_close(long n, int error)
     fired = 0;
 }
 
+void faults_getaddrinfo(long n, int code)
+{
+    look_up_at = n;
+    look_up_code = code;
+    caller = pthread_self();
+    fired = 0;
+}
+
+void faults_pthread_create(long n, int error)
+{
+    thread_at = n;
+    thread_errno = error;
+    fired = 0;
+}
+
 void faults_memory(long n, long count)
 {
     memory_at = n;
     memory_left = count;
-    memory_thread = pthread_self();
+    caller = pthread_self();
     fired = 0;
 }
 
@@ -83,7 +105,7 @@ void faults_short(long seed)
 /* How often it has happened, and no more from here on. */
 long faults_fired(void)
 {
-    close_at = memory_at = 0;
+    close_at = look_up_at = thread_at = memory_at = 0;
     random_state = 0;
     return fired;
 }
@@ -114,6 +136,26 @@ int epoll_ctl(int epoll_fd, int operation, int fd, struct epoll_event *event)
     return result;
 }
 
+/* -- names and threads --------------------------------------------------------------------------------------------- */
+
+int getaddrinfo(const char *node, const char *service, const struct addrinfo *hints, struct addrinfo **found)
+{
+    if (look_up_at > 0 && !pthread_equal(caller, pthread_self()) && --look_up_at == 0) {
+        fired++;
+        return look_up_code;
+    }
+    return real_getaddrinfo(node, service, hints, found);
+}
+
+int pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*start)(void *), void *argument)
+{
+    if (thread_at > 0 && --thread_at == 0) {
+        fired++;
+        return thread_errno;
+    }
+    return real_pthread_create(thread, attributes, start, argument);
+}
+
 /* -- memory -------------------------------------------------------------------------------------------------------- */
 
 void *__libc_malloc(size_t);
@@ -123,7 +165,7 @@ void *__libc_memalign(size_t, size_t);
 
 static int no_memory(void)
 {
-    if (memory_at == 0 || !pthread_equal(memory_thread, pthread_self()))
+    if (memory_at == 0 || !pthread_equal(caller, pthread_self()))
         return 0;
     if (memory_at > 1) {
         memory_at--;

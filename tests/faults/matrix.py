@@ -10,6 +10,7 @@ import errno
 import os
 import re
 import shutil
+import socket
 import subprocess
 import tempfile
 from dataclasses import dataclass, field
@@ -69,6 +70,8 @@ MATRIX = [
     *made("ioctl", "EINVAL", 1),
     *made("poll", "EINTR ENOMEM", 1),
     *made("close", "EINTR ENOSPC", by_library=True),
+    *made("getaddrinfo", "EAI_AGAIN EAI_NONAME EAI_MEMORY", 1, by_library=True),
+    *made("pthread_create", "EAGAIN", 1, by_library=True),
 ]
 
 
@@ -119,8 +122,10 @@ class Laboratory:
             problems = judged(None, *played(subject, PATIENCE))
             text = trace.read_text() if trace.exists() else ""
         parts: list[list[str]] = [[]]
-        for call in re.findall(r"^\d+ +(\w+)\(", text, re.MULTILINE):
-            parts[-1].append(call)
+        lines = re.findall(r"^(\d+) +(\w+)\(", text, re.MULTILINE)
+        for thread, call in lines:
+            if thread == lines[0][0]:       # the resolver's has a count of its own
+                parts[-1].append(call)
             if call == MARK:
                 parts.append([])
         if not text:
@@ -137,7 +142,7 @@ class Laboratory:
         with tempfile.TemporaryDirectory() as name:
             trace = Path(name) / "trace"
             if fault.by_library:
-                code = getattr(errno, fault.error)
+                code = getattr(socket if fault.error.startswith("EAI_") else errno, fault.error)
                 subject = self.with_library(Path(name), f"{fault.call}:{nth}:{code}")
             else:
                 inject = f"inject={fault.call}:error={fault.error}:when={self.before[fault.call] + nth}"

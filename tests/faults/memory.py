@@ -17,15 +17,16 @@ import gc
 import json
 import os
 import socket
+import ssl
 import struct
 import sys
 import tempfile
 from collections.abc import Callable
 from typing import Any
 
-from subject import BIG, LOCAL, Client, Echo, alive, open_fds
+from subject import BIG, LOCAL, Client, Echo, alive, contexts, open_fds
 
-from epollkit import IN, ONESHOT, Loop, Pool, Stream
+from epollkit import IN, ONESHOT, Loop, Pool, Stream, _resolver
 from epollkit.http import Response, listen
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -52,7 +53,10 @@ class House:
         self.loop.set_exception_handler(self.hear)
         self.http = listen(self.loop, LOCAL, self.answer)
         self.echo = self.loop.listen(LOCAL, self.make_echo)
+        self.tls = self.loop.listen(LOCAL, self.make_echo, ssl=shared.server_context)
+        self.connectors: list[Any] = [None] * 2     # of the scene; room for them takes no memory
         self.file = shared.file                 # for Echo.do_file
+        self.broken: list[str] = []
         self.live = self.loop.stats().live
         self.pools: list[Pool] = []
         self.token: Any = None
@@ -89,6 +93,31 @@ class House:
         self.settle()
         if data:
             client.send(data)
+        return client
+
+    def shake(self, data: bytes = b"") -> ssl.SSLSocket:
+        """One whose TLS handshake is over; then it sends that."""
+        client = self.hello()
+        while True:
+            try:
+                client.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                self.loop.turn(0.01)
+        self.settle()
+        if data:
+            client.send(data)
+        return client
+
+    def hello(self) -> ssl.SSLSocket:
+        """One that has begun it."""
+        plain = self.dial(self.tls)
+        self.clients.remove(plain)
+        client = self.shared.client_context.wrap_socket(plain, server_hostname="localhost",
+                                                        do_handshake_on_connect=False)
+        self.clients.append(client)
+        with contextlib.suppress(ssl.SSLWantReadError):
+            client.do_handshake()
         return client
 
     def reset(self, client: socket.socket) -> None:
@@ -130,13 +159,21 @@ class House:
         for client in self.clients:
             client.close()
         for pool in self.pools:
+            self.until(lambda: at_rest(pool, self.shared.how))      # noqa: B023
             pool.close()
-        if self.pools:      # Python, any line of which may fail: a place in a pool may be lost, and nothing else
-            return
         self.until(lambda: self.loop.stats().live <= self.live and not self.loop.stats().timers)
+        if lost := [one for one in self.connectors if one is not None and one.state in ("resolving", "connecting")]:
+            raise Wrong(f"nothing comes of {lost}")
         stats = self.loop.stats()
         if (stats.live, stats.timers, stats.wrong_deliveries) != (self.live, 0, 0):
             raise Wrong(f"left: {stats}")
+
+
+def at_rest(pool: Pool, how: str) -> bool:
+    """Whether every request is decided, and every place free or an idle connection's. The pool hears of a connection's
+    end by a call, for which there may be no memory as long as there is none: then its place is lost."""
+    stats = pool.stats()
+    return not pool._requests and (how == "lasting" or stats.open == stats.idle)
 
 
 # -- scenes ------------------------------------------------------------------------------------------------------------
@@ -258,10 +295,11 @@ def ends_of_all_kinds(house: House) -> Action:
     return house.turns
 
 
-def calls(house: House) -> Action:
-    def nothing() -> None:
-        pass
+def nothing(*arguments: object) -> None:
+    pass
 
+
+def calls(house: House) -> Action:
     def act() -> None:
         timer = house.loop.call_later(100, nothing)
         try:
@@ -302,8 +340,76 @@ def connects(house: House) -> Action:
     return act
 
 
+def connects_by_name(house: House) -> Action:
+    """What a thread says would come at another time in each run: so it is said in the loop's own."""
+    asked: list[Any] = []
+
+    def client() -> Client:
+        return Client(nothing)
+
+    def ask(loop: Loop, number: int, host: str, port: int) -> None:
+        asked[number - 1] = number
+
+    asked += [None] * 2
+    answers = [[house.echo.address], OSError("no such name")]
+
+    def act() -> None:
+        before, _resolver.ask = _resolver.ask, ask
+        try:
+            for i in range(2):
+                house.connectors[i] = house.loop.connect(("name.test", 80), client, timeout=0.5)
+                house.loop.call_soon_threadsafe(house.loop._resolved, asked[i], answers[i])
+            house.turns()
+        finally:
+            _resolver.ask = before
+    return act
+
+
+def asks_the_resolver(house: House) -> Action:
+    def client() -> Client:
+        return Client(nothing)
+
+    def act() -> None:
+        house.connectors[0] = house.loop.connect(("localhost", 1), client, timeout=5.0)
+    return act
+
+
+def tls_handshake(house: House) -> Action:
+    house.hello()
+    return house.turns
+
+
+def tls_stream(house: House) -> Action:
+    house.shake(b"echo 5\nhello" * 3 + b"big\nfile\n")
+    return house.turns
+
+
+def tls_ends(house: House) -> Action:
+    house.shake(b"bye\n")
+    house.reset(house.shake())
+    with contextlib.suppress(ssl.SSLWantReadError):
+        house.shake().unwrap()
+    garbage = house.dial(house.tls)
+    garbage.send(b"GET / HTTP/1.1\r\n\r\n")
+    return house.turns
+
+
+def tls_connect(house: House) -> Action:
+    """Both ends are ours. Their sessions are made before: CPython crashes where OpenSSL can't make one (SSL_new)."""
+    house.connectors[0] = house.loop.connect(house.tls.address, lambda: Client(nothing), timeout=5.0,
+                                             ssl=house.shared.client_context, server_hostname="localhost")
+    accepted = house.loop.stats().accepted
+    house.until(lambda: house.loop.stats().accepted > accepted)
+    return house.turns
+
+
+def rated(house: House) -> Action:
+    house.dial(house.echo, b"rate 1000000\nlines\necho 5\nhello")
+    return house.turns
+
+
 def pools(house: House) -> Action:
-    pool = house.pool(max_open=2, wait_timeout=5.0)
+    pool = house.pool(max_open=2, wait_timeout=0.5, connect_timeout=0.5)
 
     def receive(stream: Any, error: Any) -> None:
         if stream is not None:
@@ -347,7 +453,8 @@ def closing(house: House) -> Action:
 
 SCENES = [accept_and_answer, accept_a_stream, keep_alive, pipeline, body_in_pieces, bad_request,
           answer_larger_than_the_socket, pipeline_behind_a_slow_reader, frames, frame_in_pieces, all_kinds_of_output,
-          a_handler_that_goes_on, drains, ends_of_all_kinds, calls, raw, connects, pools, opening, closing]
+          a_handler_that_goes_on, drains, ends_of_all_kinds, calls, raw, connects, connects_by_name,
+          asks_the_resolver, tls_handshake, tls_stream, tls_ends, tls_connect, rated, pools, opening, closing]
 
 
 # -- what fails --------------------------------------------------------------------------------------------------------
@@ -387,18 +494,21 @@ class PythonOnly:
 class Shared:
     """What all houses have."""
 
-    def __init__(self) -> None:
+    def __init__(self, how: str) -> None:
+        self.how = how
         self.file = tempfile.TemporaryFile()                # noqa: SIM115
         self.file.write(BIG[:200_000])
         self.file.flush()
         self.closed = socket.socket()
         self.closed.bind(LOCAL)
         self.closed_port = self.closed.getsockname()
+        self.server_context, self.client_context = contexts()
 
 
 def is_memory(error: BaseException) -> bool:
-    """Or getaddrinfo's EAI_MEMORY."""
-    return isinstance(error, MemoryError) or "Memory allocation failure" in str(error)
+    """Or getaddrinfo's EAI_MEMORY, or CPython's do_handshake, which forgets to say so."""
+    return isinstance(error, MemoryError) or "Memory allocation failure" in str(error) \
+        or (isinstance(error, SystemError) and "do_handshake" in str(error))
 
 
 def tried(act: Action, hook: Any, nth: int) -> tuple[bool, BaseException | None]:
@@ -446,7 +556,7 @@ def once(scene: Callable[[House], Action], hook: Any, nth: int, shared: Shared) 
 def main() -> int:
     how = sys.argv[1]
     hook = PythonOnly() if how == "python" else Malloc(31 if how == "lasting" else 1)
-    shared = Shared()
+    shared = Shared(how)
     wanted = [scene for scene in SCENES if not sys.argv[2:] or scene.__name__ in sys.argv[2:]]
     first = int(os.environ.get("FAULTS_FIRST", "1"))
     step = int(os.environ.get("FAULTS_STEP", "1"))

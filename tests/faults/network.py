@@ -87,6 +87,10 @@ SAID = {                                # what the client has said by then
 }
 
 
+# Whose end is killed, and what the server's is told.
+KILLED = {"server": "ConnectionAbortedError(ECONNABORTED)", "client": "ConnectionResetError(ECONNRESET)"}
+
+
 @contextlib.contextmanager
 def said(lab: Lab, stage: str) -> Iterator[Talk]:
     """A client that has said that, and the server has come so far."""
@@ -108,7 +112,9 @@ def killed(stage: str, end: str) -> Scene:
             lab.kill(f"sport = :{theirs} and dport = :{ours}" if end == "server" else
                      f"sport = :{ours} and dport = :{theirs}")
             lab.over(talk)
-        lab.empty()
+        broken = lab.empty()["broken"]
+        if SAID[stage][0] == "echo" and broken != [KILLED[end]]:
+            raise Wrong(f"the server's stream was told {broken}")
     scene.__name__ = f"{stage}:{end}"
     return scene
 
@@ -218,7 +224,9 @@ def played(scene: Scene) -> tuple[int, list[str]]:
             problems.append(f"{type(error).__name__}: {error}")
         end["stderr"] = subject.said()
     if lab is not None and not lab.listening:
-        end["told"] = [told for told in end.get("told", ()) if "EINVAL" not in told]
+        told = end.get("told", [])
+        problems += [f"told: {told}"] if len(told) != 1 or "EINVAL" not in told[0] else []
+        end["told"] = []
     nothing = {"fds": {}, "live": 0, "timers": 0, "wrong": 0, "lost": 0}
     if lab is not None and not lab.struck:
         problems.append("it struck nothing")

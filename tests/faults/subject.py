@@ -19,6 +19,7 @@ import gc
 import json
 import os
 import socket
+import ssl
 import sys
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,14 @@ def open_fds() -> dict[int, str]:
         with contextlib.suppress(OSError):                  # the listing's own
             found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
     return found
+
+
+def contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """The server's and the client's, of the certificates that `python tests/faults` has made."""
+    folder = Path(os.environ["FAULTS_CERTIFICATES"])
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(folder / "server.pem")
+    return server, ssl.create_default_context(cafile=str(folder / "authority.pem"))
 
 
 def alive() -> dict[str, int]:
@@ -99,12 +108,19 @@ class Echo(Stream):
         self.pause_reading()
         self.call_later(0.001, self.resume_reading)
 
+    def do_rate(self, count: int) -> None:
+        self.set_rate(read=count, write=count)
+
     def do_bye(self, _: int) -> None:
         self.write(b"bye")
         self.shutdown_write()
 
     def do_abort(self, _: int) -> None:
         self.abort()
+
+    def on_close(self, error: BaseException | None) -> None:
+        if error is not None:
+            self.subject.broken.append(name_of(error))
 
 
 class Client(Stream):
@@ -150,7 +166,9 @@ class Subject:
         self.closed_port = socket.socket()                  # bound, and not listening
         self.closed_port.bind(LOCAL)
         self.nobody = self.closed_port.getsockname()
+        self.server_context, self.client_context = contexts()
         self.told: list[str] = []           # by the exception handler
+        self.broken: list[str] = []         # what connections of `Echo` ended with
         self.refused: list[str] = []        # raised at whoever asked, who asked again
         self.problems: list[str] = []
         self.rest = b""
@@ -175,10 +193,12 @@ class Subject:
         self.http = self.attempt(listen, self.loop, LOCAL, self.answer, **limits)
         self.echo = self.attempt(self.loop.listen, LOCAL, lambda: Echo(self))
         self.unix = self.attempt(self.loop.listen, self.path, lambda: Echo(self))
+        self.tls = self.attempt(self.loop.listen, LOCAL, lambda: Echo(self), ssl=self.server_context)
         self.attempt(self.loop.prepare)
         self.attempt(self.loop.register, 0, IN | ONESHOT, self.on_line)
         self.at_rest = open_fds(), self.loop.stats().live
-        self.say(http=self.http.address, echo=self.echo.address, unix=self.path, pid=os.getpid())
+        self.say(http=self.http.address, echo=self.echo.address, unix=self.path, tls=self.tls.address,
+                 pid=os.getpid())
 
     def answer(self, request: Request) -> Response:
         return Response(request.body if request.method == "POST" else BIG if request.path == "/big" else b"Hello")
@@ -206,7 +226,7 @@ class Subject:
 
     def obey_use(self) -> None:
         results: list[str] = []
-        wanted = POOL_REQUESTS + 3
+        wanted = POOL_REQUESTS + 5
 
         def done(what: str) -> None:
             results.append(what)
@@ -225,6 +245,9 @@ class Subject:
             self.pool.acquire(self.echo.address, receive)
         self.loop.connect(self.echo.address, lambda: Client(done), timeout=CONNECT_SECONDS)
         self.loop.connect(self.path, lambda: Client(done), timeout=CONNECT_SECONDS)
+        self.loop.connect(("localhost", self.echo.address[1]), lambda: Client(done), timeout=CONNECT_SECONDS)
+        self.loop.connect(self.tls.address, lambda: Client(done), timeout=CONNECT_SECONDS, ssl=self.client_context,
+                          server_hostname="localhost")
         self.loop.connect(self.nobody, lambda: Refused(done), timeout=CONNECT_SECONDS)
 
     def obey_dial(self, port: str) -> None:
@@ -241,7 +264,7 @@ class Subject:
             self.loop.call_later(0.005, self.obey_count, gone, ticks + 1)
         else:
             self.say(fds=left, live=stats.live - live, timers=stats.timers, lost=stats.lost,
-                     wrong=stats.wrong_deliveries, accepted=stats.accepted, batches=stats.batches)
+                     wrong=stats.wrong_deliveries, broken=self.broken, accepted=stats.accepted, batches=stats.batches)
 
     def obey_end(self) -> None:
         self.loop.stop()
@@ -271,7 +294,7 @@ def main() -> int:
     subject.attempt(subject.loop.run)
     subject.attempt(subject.loop.close)
     fired = library.faults_fired() if library is not None and "FAULTS" in os.environ else 0
-    del subject.loop, subject.http, subject.echo, subject.unix
+    del subject.loop, subject.http, subject.echo, subject.unix, subject.tls
     gc.collect()
     left = {fd: what for fd, what in open_fds().items() if fd not in before}
     counts = {kind: number - counted[kind] for kind, number in alive().items() if number != counted[kind]}
