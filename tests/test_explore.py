@@ -138,9 +138,9 @@ class TestTheEngine:
 
 # -- the worlds --------------------------------------------------------------------------------------------------------
 
-DEPTHS = {"raw": 3, "raw-slots": 4, "raw-narrow": 4, "raw-files": 3, "raw-calls": 4,
-          "streams": 5, "streams-all": 3, "streams-flow": 3, "streams-copied": 4, "streams-raising": 5, "streams-calls": 3,
-          "streams-full": 4, "streams-short": 4, "connects": 5, "connects-names": 4, "pool": 6}
+DEPTHS = {"raw": 3, "raw-slots": 4, "raw-narrow": 4, "raw-files": 3, "raw-calls": 4, "streams": 5, "streams-all": 3,
+          "streams-flow": 3, "streams-copied": 4, "streams-raising": 5, "streams-calls": 3, "streams-full": 4,
+          "streams-short": 4, "connects": 5, "connects-names": 4, "pool": 6}
 
 
 @pytest.mark.parametrize("name", WORLDS)
