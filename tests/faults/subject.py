@@ -253,7 +253,10 @@ class Subject:
     def obey_dial(self, port: str) -> None:
         self.loop.connect(("127.0.0.1", int(port)), lambda: Client(lambda what: self.say(dialled=what)), timeout=1.0)
 
-    def obey_count(self, gone: str = "0", ticks: int = 0) -> None:
+    def obey_count(self, gone: str = "0") -> None:
+        self.loop.call_soon(self.count, gone, 0)        # who ends in this turn is told at its end
+
+    def count(self, gone: str, ticks: int) -> None:
         if self.pool is not None:
             self.pool.close()
             self.pool = None
@@ -261,7 +264,7 @@ class Subject:
         fds, live = self.at_rest[0], self.at_rest[1] - int(gone)
         left = {fd: what for fd, what in open_fds().items() if fd not in fds}
         if ticks < PATIENCE_TICKS and (stats.live != live or stats.timers or len(left) > stats.lost):
-            self.loop.call_later(0.005, self.obey_count, gone, ticks + 1)
+            self.loop.call_later(0.005, self.count, gone, ticks + 1)
         else:
             self.say(fds=left, live=stats.live - live, timers=stats.timers, lost=stats.lost,
                      wrong=stats.wrong_deliveries, broken=self.broken, accepted=stats.accepted, batches=stats.batches)
