@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import epollkit
 
 LOCAL = ("127.0.0.1", 0)
-PATIENCE_SECONDS = 60.0         # for what happens at once on a healthy machine
+PATIENCE_SECONDS = 60.0         # a promise that takes longer is broken; a slow machine is not
 SETTLE_TURNS = 1000             # a loop that is busy for longer spins
 LISTEN_QUEUE_OFFSET = 24        # tcp_info.tcpi_unacked: of a listening socket, the connections that wait for accept
 READ_ENDS = select.POLLIN | select.POLLRDHUP

@@ -29,10 +29,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from batches import PATIENCE_SECONDS
+
 import epollkit
 from epollkit import http as epollkit_http
 
-PATIENCE_SECONDS = 60.0         # a promise that takes longer is broken; a slow machine is not
 POLLING_TURNS = 50              # turns that only poll before one waits
 WAIT_SECONDS = 0.005            # how long one of the later turns waits for the kernel
 
