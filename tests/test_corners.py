@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import gc
+import itertools
 import os
 import re
 import resource
@@ -175,6 +176,42 @@ def test_without_memory_what_grows_is_refused_and_what_is_there_works():
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert answer.split() == ["MemoryError"] * 7 + ["works"]
+
+
+def test_newcomers_have_the_places_of_those_who_were_told(loop):
+    """Each has a place among those who are told of their end, from before it is registered. With 500 there are 512: 260
+    end in one turn, and while the last of them are told, twelve more come than there is room for behind them."""
+    told = []
+
+    class Ends(Stream):
+        def __init__(self, number):
+            self.number = number
+
+        def on_close(self, error):
+            told.append((self.number, str(error)))
+            if self.number == 257:
+                streams.extend(adopted(6))
+
+    def adopted(pairs):
+        ends = [end for _ in range(pairs) for end in socket.socketpair()]
+        for end in ends:
+            end.setblocking(False)
+        return [loop.adopt(end, lambda: Ends(next(numbers))) for end in ends]
+
+    numbers = itertools.count()
+    streams = adopted(250)
+    settle(loop)
+    for stream in streams[:260]:
+        stream.abort(RuntimeError(f"of {stream.number}"))
+    loop.turn(0)
+    assert told == [(number, f"of {number}") for number in range(260)]
+    settle(loop)
+    assert len(told) == 260
+    for stream in streams[260:]:
+        stream.abort(RuntimeError(f"of {stream.number}"))
+    settle(loop)
+    assert [number for number, _ in told[260:]] == [stream.number for stream in streams[260:]]
+    assert len(told) == 512
 
 
 # -- loops that nobody closed -----------------------------------------------------------------------------------------

@@ -212,6 +212,15 @@ def test_large_answers_keep_the_connection_alive(bench, tmp_path, size):
             assert answer.body == body
 
 
+def test_a_head_for_which_the_loop_s_buffer_is_too_small(bench):
+    headers = tuple((b"x-%d" % number, b"y" * 2000) for number in range(40))
+    client = bench.connect(bench.serve(lambda request: Response(b"body", headers=headers)))
+    client.send(get() * 2)
+    for answer in client.receive_responses(2):
+        assert answer.body == b"body"
+        assert [answer.header(f"x-{number}") for number in range(40)] == ["y" * 2000] * 40
+
+
 def test_the_date_is_of_the_second_in_which_the_answer_was_made(bench, app):
     """The header is cached for a second and not longer: asked until a second has passed, it is right each time."""
     client = bench.connect(bench.serve(app))

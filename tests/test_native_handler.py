@@ -252,6 +252,11 @@ def test_a_stale_event_reaches_nobody(loop, stage, connect):
     assert ready_events(connected.clients[0]) & HUP
 
 
+def test_a_bare_endpoint_can_not_speak_tls(loop, module, certificates):
+    with pytest.raises(epollkit.UsageError, match="can't speak TLS"):
+        loop.connect(("127.0.0.1", 1), module.BareEcho, ssl=certificates.client_context(), server_hostname="localhost")
+
+
 def test_a_file_that_another_sends_encrypted_takes_nothing_of_what_was_gathered(loop, certificates, tmp_path):
     """It has to be read to be encrypted, and not to where this upcall's answer waits for the upcall's end."""
     folder, body = copied(tmp_path), tmp_path / "body"

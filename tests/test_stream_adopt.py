@@ -1,6 +1,7 @@
 """Leaving a loop and entering one: `Stream.detach` and `Loop.adopt`. Nothing is lost, nothing is anybody else's."""
 from __future__ import annotations
 
+import errno
 import os
 import random
 import re
@@ -402,6 +403,19 @@ def test_an_exception_in_on_open_of_an_adopted_stream(bench, stage, reported):
     bench.quiet()
     assert stream.upcalls == [("open",), ("close", problem)]
     assert reported == [(problem, stream)]
+
+
+@pytest.mark.debug_build
+def test_one_that_can_not_be_watched_stays_its_owner_s(bench, stage):
+    from epollkit._operations import replaced
+
+    near, far = connected(stage)
+    live = bench.loop.stats().live
+    with replaced(epoll_ctl=lambda *_: -errno.ENOSPC), pytest.raises(OSError, match="No space left"):
+        bench.loop.adopt(near, Witness)
+    assert bench.loop.stats().live == live
+    far.sendall(b"still here")
+    assert near.recv(100) == b"still here"
 
 
 def test_adopting_in_an_upcall(bench, stage):

@@ -179,6 +179,21 @@ def test_a_write_limit_that_sends_a_file_has_nothing_sent_twice(bench, file):
     assert client.nothing_comes()
 
 
+def test_a_write_limit_that_ends_its_stream_has_no_file_sent(bench, file):
+    """Nor is the queue's own descriptor of it left open."""
+    class Ends(Witness):
+        @property
+        def write_limit(self):
+            self.abort()
+            return 1 << 20
+
+    stream, _ = open_pair(bench, Factory(Ends))
+    with pytest.raises(UsageError, match="was closed by what it asked"):
+        stream.sendfile(file(b"x"))
+    bench.quiet()
+    assert stream.names == ["open", "close"]
+
+
 def test_several_files_one_after_the_other(bench, address, file):
     first, second, third = file(b"a" * 300_000, "a"), file(b"b" * 5, "b"), file(b"c" * 300_000, "c")
     stream, client = open_pair(bench, Factory(Witness), address, receive_buffer=4096)

@@ -766,6 +766,57 @@ def test_a_rate_limit_counts_what_is_on_the_wire(bench, contexts, side):
     assert peer.take(1 << 20) == MEGABYTE
 
 
+@pytest.mark.parametrize("left", [0, 20_000])
+def test_a_file_that_became_shorter_is_no_end(bench, contexts, version, side, tmp_path, left):
+    stream, peer = secure_pair(bench, contexts, side)
+    file = tmp_path / "file"
+    file.write_bytes(MEGABYTE[:100_000])
+    with file.open("rb") as opened:
+        stream.sendfile(opened)
+    os.truncate(file, left)
+    assert isinstance(peer.broke(), ConnectionResetError)
+    bench.turn_until(lambda: stream.closed)
+    assert "a file became shorter" in str(stream.close_error)
+
+
+@pytest.mark.debug_build
+def test_a_file_that_can_not_be_read(bench, contexts, version, side, tmp_path):
+    from epollkit._operations import replaced
+
+    stream, peer = secure_pair(bench, contexts, side)
+    file = tmp_path / "file"
+    file.write_bytes(b"x")
+    with replaced(read_at=lambda *_: -errno.EIO):
+        with file.open("rb") as opened:
+            stream.sendfile(opened)
+        assert isinstance(peer.broke(), ConnectionResetError)
+    bench.turn_until(lambda: stream.closed)
+    assert stream.close_error.errno == errno.EIO
+
+
+@pytest.mark.parametrize("where", ["in an upcall", "between two"])
+def test_what_can_not_be_encrypted_ends_the_stream(bench, contexts, version, where):
+    """As OpenSSL says it once it has counted too many records."""
+    class Refuses(ssl.SSLObject):
+        def write(self, data):
+            raise ssl.SSLError(ssl.SSL_ERROR_SSL, "as asked")
+
+    class Answers(Stay):
+        def on_data(self, data):
+            self.write(data)
+
+    contexts[0].sslobject_class = Refuses
+    stream, peer = secure_pair(bench, contexts, factory=Factory(Answers))
+    if where == "in an upcall":
+        peer.write(b"x")
+    else:
+        stream.write(b"x")
+    peer.broke()
+    bench.turn_until(lambda: stream.closed)
+    assert stream.names == ["open", "error", "close"]
+    assert "as asked" in str(stream.close_error)
+
+
 # -- ends --------------------------------------------------------------------------------------------------------------
 
 
