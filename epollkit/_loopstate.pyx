@@ -31,6 +31,11 @@ def loop_state(Loop loop not None):
     )
 
 
+def free_slots(Loop loop not None):
+    """The free list, in the order in which it is taken from."""
+    return slot_list(loop, loop.slots.free_head)
+
+
 cdef int64_t ahead(int64_t when_ns) noexcept:
     """How far off a time is; 0 stands for never, as it does for itself."""
     return when_ns - _sys.ek_now_ns() if when_ns else INT64_MAX

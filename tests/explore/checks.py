@@ -175,7 +175,7 @@ class Slots:
             require(generation >= least, 3, f"the generation of slot {index} went back")
             clean = slot["fd"] == -1 and not (slot["flags"] or slot["pending"] or slot["due_ns"] or slot["events"])
             require(slot["live"] or clean, 3, f"slot {index} is free, and was not emptied")
-        free = _loopstate.loop_state(self.loop)[1]
+        free = _loopstate.free_slots(self.loop)
         require(sorted(free) == sorted(slot["index"] for slot in table if not slot["live"]), 3,
                 f"the free list is {free}")
         require(len(_debug.queued_deadlines(self.loop)) <= len(table), 8, "more deadlines than slots")
