@@ -270,6 +270,12 @@ STREAMS = (
         "            if True:\n                self.spill(<Loop>self.loop_link)",
         "test_stream_output.py::test_a_file_for_another_stream_takes_nothing_of_what_this_one_has_written"),
     mutant(
+        "encrypted-over-another-s-bytes", "a file that one stream encrypts overwrites what another one has gathered",
+        "_connection.pyx",
+        "output_peek(self.output, room, RECORD_BYTES, &data)",
+        "output_peek(self.output, (<Loop>self.loop_link).scratch, RECORD_BYTES, &data)",
+        "test_native_handler.py::test_a_file_that_another_sends_encrypted_takes_nothing_of_what_was_gathered"),
+    mutant(
         "no-write-limit", "a peer that does not read has everything kept for it", "_buffered.pyx",
         "        if output_cost(output) > output.limit:",
         "        if False:",
