@@ -570,19 +570,19 @@ CODEC = (
         refuses("Transfer-Encoding with chunked last")),
     mutant(
         "space-before-the-colon", "a field name with a space behind it, which others read as another name",
-        "_http1.pyx",
+        "_http1_fields.pxd",
         "    if data[at] != 0x3A or at == line:  # :\n",
         "    if at > line and data[at] == SPACE and at + 1 < end:\n        at += 1\n"
         "    if data[at] != 0x3A or at == line:  # :\n",
         refuses("space before the colon")),
     mutant(
-        "bare-carriage-return", "a line of fields that ends in a carriage return and anything", "_http1.pyx",
+        "bare-carriage-return", "a line of fields that ends in a carriage return and anything", "_http1_fields.pxd",
         "    if data[at + 1] != LF:\n        return refuse(head, BARE_CR, at)\n    head.consumed = <uint32_t>(at + 2)\n"
         "    head.scanned = head.consumed\n    head.stage = IN_NAME\n",
         "    head.consumed = <uint32_t>(at + 2)\n    head.scanned = head.consumed\n    head.stage = IN_NAME\n",
         refuses("bare CR in a value")),
     mutant(
-        "control-bytes-in-values", "DEL in a value, where eight bytes are looked at in one go", "_http1.pyx",
+        "control-bytes-in-values", "DEL in a value, where eight bytes are looked at in one go", "_http1_fields.pxd",
         "        stops = (((word - ones * 0x20) & ~word) | ((flipped - ones) & ~flipped)) & high_bits",
         "        stops = ((word - ones * 0x20) & ~word) & high_bits",
         "test_http1_head.py::test_field_name_and_value_of_every_byte"),
@@ -593,7 +593,7 @@ CODEC = (
         refuses("Host doubled")),
     mutant(
         "no-host", "an HTTP/1.1 request without a Host", "_http1.pyx",
-        "    if head.minor_version == 1 and not head.seen & SEEN_HOST:",
+        "    if progress > 0 and head.minor_version == 1 and not head.seen & SEEN_HOST:",
         "    if False:",
         refuses("Host missing")),
     mutant(
@@ -602,7 +602,7 @@ CODEC = (
         "    if False:",
         refuses("Host is not the target's")),
     mutant(
-        "no-limit-of-fields", "limit_request_fields is no limit", "_http1.pyx",
+        "no-limit-of-fields", "limit_request_fields is no limit", "_http1_fields.pxd",
         "    if at > line and head.field_count >= smaller(limits.fields, MAX_HEAD_FIELDS):",
         "    if at > line and head.field_count >= MAX_HEAD_FIELDS:",
         "test_http1_head.py::test_field_count_limit"),
