@@ -9,12 +9,13 @@ from libc.string cimport memcmp, memset
 
 from epollkit._http1 cimport (
     BARE_CR, BARE_LF, CLASS, FIELD_FOLDED, FIELD_NAME_SPACE, FIELD_VALUE_BYTE, HEAD_TOO_LONG, Head, HeadField,
-    HeadLimits, LOWER, MAX_HEAD_BYTES, REASON_COUNT, Reason, reason_text, refuse, take_connection, take_content_length,
-    take_transfer_encoding,
+    HeadLimits, LOWER, MAX_HEAD_BYTES, MAX_HEAD_FIELDS, REASON_COUNT, Reason, reason_text, refuse, take_connection,
+    take_content_length, take_transfer_encoding,
 )
 from epollkit._http1_fields cimport (
-    BEFORE_START_LINE, COMPLETE, CR, DIGIT, GO_ON, HEX_DIGIT, IN_NAME, IN_PHRASE, LF, MORE, REFUSED, TOKEN, VALUE,
-    blank_line, complete_head, reason_for, same_text, scan_name, scan_value, skip_value, smaller, wait_at,
+    BEFORE_START_LINE, COMPLETE, CR, DIGIT, GO_ON, HEX_DIGIT, IN_NAME, IN_PHRASE, LF, MORE, REFUSED, SEEN_KEEP_ALIVE,
+    SPACE, TOKEN, VALUE, blank_line, complete_head, folded_word, reason_for, scan_name, scan_plain_line, scan_value,
+    skip_text, smaller, wait_at,
 )
 
 from epollkit.errors import PeerError, UsageError
@@ -65,8 +66,16 @@ cdef int check_status(Head *head, const uint8_t *data, size_t end, size_t limit)
     return GO_ON
 
 
+cdef inline bint is_plain_status(const uint8_t *data, size_t end, size_t limit) noexcept nogil:
+    """In one go what check_status() says of nearly every response. False: that looks at it."""
+    return (end >= 13 and limit >= 13 and memcmp(data, b"HTTP/1.1 ", 9) == 0 and data[12] == SPACE and data[9] != 0x30
+            and CLASS[data[9]] & CLASS[data[10]] & CLASS[data[11]] & DIGIT)
+
+
 cdef inline int scan_status(Head *head, const uint8_t *data, size_t end, size_t limit) noexcept nogil:
-    cdef int progress = check_status(head, data, end, limit)
+    cdef int progress = GO_ON
+    if not is_plain_status(data, end, limit):
+        progress = check_status(head, data, end, limit)
     if progress > 0:
         head.minor_version = data[7] - 0x30
         head.status = <uint16_t>((data[9] - 0x30) * 100 + (data[10] - 0x30) * 10 + data[11] - 0x30)
@@ -78,7 +87,7 @@ cdef inline int scan_status(Head *head, const uint8_t *data, size_t end, size_t 
 
 cdef inline int scan_phrase(Head *head, const uint8_t *data, size_t end, size_t limit) noexcept nogil:
     """The reason phrase, which nobody needs, and CRLF."""
-    cdef size_t at = skip_value(data, head.scanned, smaller(end, limit))
+    cdef size_t at = skip_text(data, head.scanned, smaller(end, limit))
     if at + 1 >= end and (at == end or data[at] == CR):
         return wait_at(head, IN_PHRASE, at)
     if data[at] != CR:
@@ -96,16 +105,45 @@ cdef inline int scan_phrase(Head *head, const uint8_t *data, size_t end, size_t 
     return GO_ON
 
 
+cdef inline bint same_words(const uint8_t *text, const char *word, size_t between, const char *other) noexcept nogil:
+    """Does `text` begin with these eight lower-case letters or hyphens, and `between` on with those, in any case?"""
+    return (folded_word(text) == folded_word(<const uint8_t *>word)
+            and folded_word(text + between) == folded_word(<const uint8_t *>other))
+
+
 cdef inline int take_response_field(Head *head, const uint8_t *data, const HeadField *field) noexcept nogil:
     """Look at one complete, well-formed field. The length of the name sorts out nearly all others."""
     cdef const uint8_t *name = data + field.name
-    if field.name_length == 10 and same_text(name, 10, b"connection", 10):
+    if field.name_length == 10 and same_words(name, b"connecti", 2, b"nnection"):
+        if field.value_length == 10 and same_words(data + field.value, b"keep-ali", 2, b"ep-alive"):
+            head.seen |= SEEN_KEEP_ALIVE
+            return GO_ON
         return take_connection(head, data, field)
-    if field.name_length == 14 and same_text(name, 14, b"content-length", 14):
+    if field.name_length == 14 and same_words(name, b"content-", 6, b"t-length"):
         return take_content_length(head, data, field)
-    if field.name_length == 17 and same_text(name, 17, b"transfer-encoding", 17):
+    if field.name_length == 17 and same_words(name, b"transfer", 9, b"encoding") and name[8] == 0x2D:
         return take_transfer_encoding(head, data, field)
     return GO_ON
+
+
+cdef inline int parse_plain_fields(Head *head, const uint8_t *data, size_t end, const HeadLimits *limits) noexcept nogil:
+    """Plain field lines, up to the first one that is none or is not all there. At the beginning of a line."""
+    cdef size_t most = smaller(limits.fields, MAX_HEAD_FIELDS)
+    cdef size_t line = head.consumed
+    cdef size_t count = head.field_count
+    cdef size_t length
+    cdef int progress = GO_ON
+    while progress > 0 and count < most:
+        length = scan_plain_line(data, line, end, &head.fields[count])
+        if length == 0 or length > limits.field_bytes:
+            break
+        line += length + 2
+        count += 1
+        head.consumed = <uint32_t>line
+        head.scanned = <uint32_t>line
+        head.field_count = <uint16_t>count
+        progress = take_response_field(head, data, &head.fields[count - 1])
+    return progress
 
 
 cdef inline int parse_fields(Head *head, const uint8_t *data, size_t end, const HeadLimits *limits) noexcept nogil:
@@ -114,6 +152,10 @@ cdef inline int parse_fields(Head *head, const uint8_t *data, size_t end, const 
     cdef HeadField *field
     while progress > 0:
         if head.stage == IN_NAME:
+            if head.scanned == head.consumed:
+                progress = parse_plain_fields(head, data, end, limits)
+                if progress <= 0:
+                    return progress
             if head.scanned >= end:
                 return MORE
             if head.scanned == head.consumed and data[head.scanned] == CR:
