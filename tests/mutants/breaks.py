@@ -41,6 +41,11 @@ SLOTS = (
         "test_scenarios.py::TestAnEventNeverReachesALaterOwner::test_raw",
         "test_scenarios.py::TestAnFdClosedBehindTheLoop::test_a_late_use_of_the_old_token"),
     mutant(
+        "generation-begins-anew", "a slot's next owner looks like its first one", "_slots.pxd",
+        "    slot.fd = fd\n",
+        "    slot.fd = fd\n    slot.generation = 0\n",
+        "test_scenarios.py::TestAnEventNeverReachesALaterOwner::test_raw"),
+    mutant(
         "closed-without-invalidation", "a registration that has ended is still found by its events", "_core.pyx",
         "        slot_invalidate(&self.slots, slot, self.batch)\n",
         "        if flags & SLOT_OWNS_FD:\n            slot_invalidate(&self.slots, slot, self.batch)\n",
@@ -91,6 +96,11 @@ LOOP = (
         "handler-that-raised-stays", "an exception does not end what it came from", "_core.pyx",
         "        if endpoint.slot != NULL:\n            self.release(endpoint.slot, exception)\n",
         "",
+        "test_scenarios.py::TestAnExceptionEndsOneHandlerOnly::test_raw_handler"),
+    mutant(
+        "reported-twice", "what a handler raised is reported a second time", "_core.pyx",
+        "        return self.calls.report(exception, source)",
+        "        self.calls.report(exception, source)\n        return self.calls.report(exception, source)",
         "test_scenarios.py::TestAnExceptionEndsOneHandlerOnly::test_raw_handler"),
     mutant(
         "on-close-from-inside-close", "on_close is called in the middle of somebody's call to close()", "_core.pyx",
@@ -391,6 +401,12 @@ CONNECTING = (
         "            self.timer = None\n",
         "test_connector.py::TestNames::test_an_answer_after_the_cancel"),
     mutant(
+        "thread-counted-that-is-not-there", "a resolver that ran out of memory once answers nobody any more",
+        "_resolver.py",
+        "                except (RuntimeError, MemoryError):     # the system has none",
+        "                except RuntimeError:        # the system has none",
+        "test_connector.py::TestNames::test_no_thread_to_be_had[no memory]"),
+    mutant(
         "endless-queue-of-names", "look-ups that wait for a thread have no limit", "_resolver.py",
         "            if self.unanswered >= MOST_THREADS + WAITING_LIMIT:",
         "            if False:",
@@ -452,6 +468,12 @@ POOL = (
         "        if not first and len(self._queue) > self._max_waiting:",
         "        if False:",
         "test_pool.py::TestLimits::test_too_many_wait"),
+    mutant(
+        "asked-although-it-was-refused", "a request of which acquire() said that there is no memory gets a connection",
+        "pool.py",
+        "            self._cancel(request)\n            raise\n",
+        "            raise\n",
+        "test_pool.py::test_who_is_told_that_there_is_no_memory_has_not_asked"),
     mutant(
         "given-back-twice", "a connection is given back by one who has given it back already", "pool.py",
         "        if member.state != \"out\":",
