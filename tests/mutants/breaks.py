@@ -405,7 +405,7 @@ CONNECTING = (
         "_resolver.py",
         "                except (RuntimeError, MemoryError):     # the system has none",
         "                except RuntimeError:        # the system has none",
-        "test_connector.py::TestNames::test_no_thread_to_be_had[no memory]"),
+        "test_connector.py::TestNames::test_no_thread_to_be_had[MemoryError]"),
     mutant(
         "endless-queue-of-names", "look-ups that wait for a thread have no limit", "_resolver.py",
         "            if self.unanswered >= MOST_THREADS + WAITING_LIMIT:",
