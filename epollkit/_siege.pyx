@@ -14,11 +14,10 @@ cimport epollkit._sys as _sys
 from epollkit._buffered cimport STREAM_CORKED, Loop, reserve
 from epollkit._connection cimport Connection
 from epollkit._histogram cimport buckets_record
-from epollkit._http1 cimport DEFAULT_FIELD_BYTES, DEFAULT_REQUEST_LINE_BYTES, MAX_HEAD_FIELDS, head_reset, reason_text
+from epollkit._http1 cimport DEFAULT_FIELD_BYTES, DEFAULT_REQUEST_LINE_BYTES, MAX_HEAD_FIELDS, head_reset
 from epollkit._http1_response cimport (
     BODY_UNTIL_CLOSE, DEFAULT_EXTENSION_BYTES, DEFAULT_TRAILER_BYTES, body_begin, body_take, parse_response_head,
-    response_framing)
-
+    response_framing, response_reason_text)
 from epollkit._tally cimport STATUSES, Tally
 
 from epollkit._checks import checked_number
@@ -179,7 +178,8 @@ cdef class Visit(Connection):
                 if result == 0:
                     return used
                 if result < 0 or user.head.status == 101:
-                    self.refuse(reason_text(user.head.reason) if result < 0 else "101, which nobody has asked for")
+                    self.refuse(response_reason_text(user.head.reason) if result < 0
+                                else "101, which nobody has asked for")
                     break
                 used += result
                 if user.head.status < 200:          # interim: the answer is yet to come
@@ -202,7 +202,7 @@ cdef class Visit(Connection):
         while used < length and not body.done:
             taken = body_take(body, <const uint8_t *>data + used, length - used, &engine.body_limits)
             if taken < 0:
-                self.refuse(reason_text(body.reason))
+                self.refuse(response_reason_text(body.reason))
                 return length
             engine.counted.counts.body_bytes += body.payload_length
             if engine.expected_body is not None and body.payload_length:
