@@ -255,7 +255,7 @@ cdef bytes made_bytes(uint64_t *state, uint32_t most):
 def output(uint64_t seed, int steps, int fd, int peer, int file, bytes content):
     """A queue of bytes and of pieces of a file, given to a socket whose peer reads now and then."""
     cdef uint64_t state = seed * 2 + 1
-    cdef Output *queue = output_new()
+    cdef Output *queue = output_new(None)
     cdef char *buffer = <char *>malloc(4096)
     cdef const char *data
     cdef ssize_t count
@@ -398,7 +398,7 @@ cdef int head_field(bytes data) except -1:
 def control(str what):
     """What memcheck must see, or it sees nothing: the leaves used wrongly."""
     cdef SlotTable *table = <SlotTable *>malloc(sizeof(SlotTable))
-    cdef Output *queue = output_new()
+    cdef Output *queue = output_new(None)
     cdef uint8_t *block
     cdef Head head
     cdef HeadLimits limits
