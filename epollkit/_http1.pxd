@@ -128,16 +128,15 @@ cdef int parse_head(Head *head, const uint8_t *data, size_t length, const HeadLi
 cdef bint valid_field_name(const uint8_t *data, size_t length) noexcept nogil
 cdef bint valid_field_value(const uint8_t *data, size_t length) noexcept nogil
 
-# For `_http1_fields` and the parser of responses.
-cdef uint8_t CLASS[256]         # ByteClass
-cdef uint8_t LOWER[256]         # ASCII only, whatever the locale says
+# For `_http1_fields`: the byte classes of every byte, and its lower case, ASCII only, whatever the locale says.
+cdef uint8_t CLASS[256]
+cdef uint8_t LOWER[256]
+cdef int refuse(Head *head, Reason reason, size_t at) noexcept nogil
 
-# Also for the parser of responses. The first three look at one complete field, whose line is counted, and answer GO_ON or
-# refuse it; the last one makes the head a refused one: minus the status, which is right for a request.
+# For the parser of responses: each looks at a complete field that is counted already, and answers GO_ON or refuses it.
 cdef int take_content_length(Head *head, const uint8_t *data, const HeadField *field) noexcept nogil
 cdef int take_transfer_encoding(Head *head, const uint8_t *data, const HeadField *field) noexcept nogil
 cdef int take_connection(Head *head, const uint8_t *data, const HeadField *field) noexcept nogil
-cdef int refuse(Head *head, Reason reason, size_t at) noexcept nogil
 
 # The sentence for a `Head.reason`, and the PeerError for a head that parse_head() refused: that sentence and the place.
 cpdef str reason_text(int reason)

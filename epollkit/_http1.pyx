@@ -15,7 +15,7 @@ from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint16_t, uint32_t
 from libc.string cimport memcmp, memcpy, memset
 
 from epollkit._http1_fields cimport (
-    BEFORE_START_LINE, COMPLETE, CR, DIGIT, GO_ON, HEX_DIGIT, HOST_PLAIN, HTAB, IN_METHOD, IN_NAME, IN_TARGET, IN_VALUE,
+    BEFORE_START_LINE, COMPLETE, CR, DIGIT, GO_ON, HEX_DIGIT, HOST_PLAIN, HTAB, IN_METHOD, IN_NAME, IN_TARGET,
     IN_VERSION, IP_LITERAL, LF, MORE, REFUSED, REG_NAME, SEEN_CLOSE, SEEN_CODING, SEEN_HOST, SEEN_KEEP_ALIVE,
     SEEN_LENGTH, SPACE, TARGET, TOKEN, VALUE, blank_line, complete_head, le32toh, next_element, reason_for, same_text,
     scan_name, scan_value, skip_class, skip_run, skip_value, smaller, wait_at,

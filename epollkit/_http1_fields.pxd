@@ -4,7 +4,7 @@ A stage is a loop over one class of bytes. It answers GO_ON, or stores where it 
 that adds up to a parser is said in `_http1.pyx`, whose tables these are.
 """
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcpy
+from libc.string cimport memcmp, memcpy
 
 from epollkit._http1 cimport (
     BARE_CR, BARE_LF, CLASS, FIELD_FOLDED, FIELD_NAME_BYTE, FIELD_NAME_EMPTY, FIELD_NAME_SPACE, FIELD_TOO_LONG,
@@ -86,7 +86,8 @@ cdef inline size_t smaller(size_t a, size_t b) noexcept nogil:
     return a if a < b else b
 
 
-cdef inline bint same_text(const uint8_t *text, size_t length, const uint8_t *other, size_t other_length) noexcept nogil:
+cdef inline bint same_text(const uint8_t *text, size_t length, const uint8_t *other,
+                           size_t other_length) noexcept nogil:
     """Are the two equal but for the case of ASCII letters?"""
     cdef size_t i
     if length != other_length:
@@ -156,7 +157,8 @@ cdef inline uint64_t folded_word(const uint8_t *text) noexcept nogil:
     return word | <uint64_t>0x2020202020202020
 
 
-cdef inline bint next_element(const uint8_t *text, size_t length, size_t *at, size_t *start, size_t *stop) noexcept nogil:
+cdef inline bint next_element(const uint8_t *text, size_t length, size_t *at, size_t *start,
+                              size_t *stop) noexcept nogil:
     """The next element of a comma-separated list (RFC 9110 5.6.1), from `at` on: text[start:stop], may be empty.
 
     False behind the last one. Quoted strings are not known: the lists that are read here have none.
@@ -235,10 +237,10 @@ cdef inline size_t scan_plain_line(const uint8_t *data, size_t line, size_t end,
     if colon < end and data[colon] != 0x3A:
         colon = skip_class(data, colon, end, TOKEN)
     start = colon + 2
-    if colon == line or start >= end or data[colon] != 0x3A or data[colon + 1] != SPACE or data[start] <= SPACE:
+    if colon == line or start >= end or memcmp(data + colon, b": ", 2) != 0 or data[start] <= SPACE:
         return 0
     at = skip_text(data, start, end)
-    if end - at < 2 or data[at] != CR or data[at + 1] != LF or data[at - 1] == SPACE or data[at - 1] == HTAB:
+    if end - at < 2 or memcmp(data + at, b"\r\n", 2) != 0 or data[at - 1] <= SPACE:
         return 0
     field.name = <uint16_t>line
     field.name_length = <uint16_t>(colon - line)

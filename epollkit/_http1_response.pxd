@@ -1,8 +1,8 @@
 """HTTP/1.1 response heads, and the bodies of requests and responses, sans I/O: bytes in, offsets out (RFC 9112).
 
 A response head is read into a `Head` as a request's is, by the same rules for its fields and with the same limits; what
-is refused has a reason, `response_reason_text(head.reason)`. A body is decoded by a `Body`, which keeps all that it has to
-remember: no byte that it took is needed again.
+is refused has a reason, `response_reason_text(head.reason)`. A body, of either, is decoded by a `Body`, which keeps all
+that it has to remember: no byte that it took is needed again. Trailers are checked, and left out.
 
     head_reset(&head)                                   # for every head, also behind an interim one
     taken = parse_response_head(&head, data, length, &limits)
@@ -92,9 +92,9 @@ cdef object response_refusal(const Head *head)
 cdef object body_refusal(const Body *body)
 
 
-# Take the next bytes of a body, up to the end of one stretch of payload: how many were taken (they need not come again),
-# `body.payload` and `body.payload_length`. 0: it is `done`, or there were none. < 0: refused, minus GATEWAY_STATUS, and
-# so is every later call. What is behind a complete body is never taken.
+# Take the next bytes of a body, up to the end of one stretch of payload: how many were taken (they need not come
+# again), `body.payload` and `body.payload_length`. 0: it is `done`, or there were none. < 0: refused, minus
+# GATEWAY_STATUS, and so is every later call. What is behind a complete body is never taken.
 cdef inline Py_ssize_t body_take(Body *body, const uint8_t *data, size_t length,
                                  const BodyLimits *limits) noexcept nogil:
     if body.framing != BODY_LENGTH:

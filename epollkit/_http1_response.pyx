@@ -1,8 +1,11 @@
 """HTTP/1.1 response heads and bodies: strict, resumable, sans I/O, as `_http1.pyx` is, by whose rules the heads go.
 
-A chunked body is read by an automaton, a byte at a time but for the payload and long values: `NEXT[stage][byte]` is the
-stage behind that byte, NOWHERE where it may not stand, and `WRONG[stage]` why not. What a few of the bytes mean besides (a
-size's digits, a name that a trailer may not have, limits) is in `chunk_byte` and what it calls.
+Field lines that are whole and as plain as nearly all of them are (`scan_plain_line`) are read in one go; what is not is
+left to the stages that requests have. There is one answer, however the bytes were cut.
+
+A chunked body, but for its payload, is read by an automaton a byte at a time: `NEXT[stage][byte]` is the stage behind
+that byte, NOWHERE where it may not stand, and `WRONG[stage]` why not. What some bytes mean besides (the digits of a
+size, the name of a trailer, limits) is in `chunk_byte` and what it calls.
 """
 from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint16_t, uint32_t
 from libc.string cimport memcmp, memset
@@ -13,9 +16,9 @@ from epollkit._http1 cimport (
     take_content_length, take_transfer_encoding,
 )
 from epollkit._http1_fields cimport (
-    BEFORE_START_LINE, COMPLETE, CR, DIGIT, GO_ON, HEX_DIGIT, IN_NAME, IN_PHRASE, LF, MORE, REFUSED, SEEN_KEEP_ALIVE,
-    SPACE, TOKEN, VALUE, blank_line, complete_head, folded_word, reason_for, scan_name, scan_plain_line, scan_value,
-    skip_text, smaller, wait_at,
+    BEFORE_START_LINE, COMPLETE, CR, DIGIT, GO_ON, HEX_DIGIT, IN_NAME, IN_PHRASE, LF, MORE, REFUSED, SEEN_CODING,
+    SEEN_KEEP_ALIVE, SEEN_LENGTH, SPACE, TOKEN, VALUE, blank_line, complete_head, folded_word, reason_for, scan_name,
+    scan_plain_line, scan_value, skip_text, smaller, wait_at,
 )
 
 from epollkit.errors import PeerError, UsageError
@@ -111,6 +114,22 @@ cdef inline bint same_words(const uint8_t *text, const char *word, size_t betwee
             and folded_word(text + between) == folded_word(<const uint8_t *>other))
 
 
+cdef inline bint take_plain_length(Head *head, const uint8_t *data, const HeadField *field) noexcept nogil:
+    """A first Content-Length of at most 18 digits, which can't overflow. False: take_content_length() looks at it."""
+    cdef const uint8_t *digits = data + field.value
+    cdef int64_t number = 0
+    cdef size_t i
+    if head.seen & (SEEN_CODING | SEEN_LENGTH) or not 0 < field.value_length <= 18:
+        return False
+    for i in range(field.value_length):
+        if not 0x30 <= digits[i] <= 0x39:
+            return False
+        number = number * 10 + (digits[i] - 0x30)
+    head.seen |= SEEN_LENGTH
+    head.content_length = number
+    return True
+
+
 cdef inline int take_response_field(Head *head, const uint8_t *data, const HeadField *field) noexcept nogil:
     """Look at one complete, well-formed field. The length of the name sorts out nearly all others."""
     cdef const uint8_t *name = data + field.name
@@ -120,13 +139,14 @@ cdef inline int take_response_field(Head *head, const uint8_t *data, const HeadF
             return GO_ON
         return take_connection(head, data, field)
     if field.name_length == 14 and same_words(name, b"content-", 6, b"t-length"):
-        return take_content_length(head, data, field)
+        return GO_ON if take_plain_length(head, data, field) else take_content_length(head, data, field)
     if field.name_length == 17 and same_words(name, b"transfer", 9, b"encoding") and name[8] == 0x2D:
         return take_transfer_encoding(head, data, field)
     return GO_ON
 
 
-cdef inline int parse_plain_fields(Head *head, const uint8_t *data, size_t end, const HeadLimits *limits) noexcept nogil:
+cdef inline int parse_plain_fields(Head *head, const uint8_t *data, size_t end,
+                                   const HeadLimits *limits) noexcept nogil:
     """Plain field lines, up to the first one that is none or is not all there. At the beginning of a line."""
     cdef size_t most = smaller(limits.fields, MAX_HEAD_FIELDS)
     cdef size_t line = head.consumed

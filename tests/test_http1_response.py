@@ -283,7 +283,8 @@ DECODED = {
     "extensions with whitespace": (b'1 ; a\t= b ;\tc = "" ;d\r\nx\r\n0\r\n\r\n', b"x"),
     "extension of obs-text": (b'1;a="\x80\\\xff"\r\nx\r\n0\r\n\r\n', b"x"),
     "trailers": (b"1\r\nx\r\n0\r\na: b\r\nX-Checksum:\t\xff \r\nc:\r\n\r\n", b"x"),
-    "trailers that only look alike": (b"0\r\nhosts: a\r\nContent-Lengt: 5\r\nte1: x\r\n" + b"n" * 300 + b":\r\n\r\n", b""),
+    "trailers that only look alike": (
+        b"0\r\nhosts: a\r\nContent-Lengt: 5\r\nte1: x\r\n" + b"n" * 300 + b":\r\n\r\n", b""),
 }
 
 
@@ -530,7 +531,7 @@ MORE = "more"
 
 
 def reference_body(data):
-    """(payload, bytes taken) of the chunked body that `data` begins with; MORE: of its beginning; None: there is none."""
+    """(payload, bytes taken) of the chunked body that `data` begins with. MORE: it may still be. None: never."""
     payload, at = b"", 0
     while True:
         match = CHUNK.match(data, at)
@@ -582,8 +583,8 @@ HEAD_PARTS = st.sampled_from([
 ])
 BODY_PARTS = st.sampled_from([
     b"0\r\n\r\n", b"1\r\na\r\n", b"3;a=b\r\nabc\r\n", b'2 ; c = "d\\""\r\n', b"0\r\n", b"1", b"a", b"e", b"0", b"\r\n",
-    b"\r", b"\n", b";", b"=", b'"', b"\\", b" ", b"\t", b":", b"x: y\r\n", b"Host:", b"TE: z\r\n", b"Content-Length", b"_",
-    b"\x00", b"\x80",
+    b"\r", b"\n", b";", b"=", b'"', b"\\", b" ", b"\t", b":", b"x: y\r\n", b"Host:", b"TE: z\r\n", b"Content-Length",
+    b"_", b"\x00", b"\x80",
 ])
 
 

@@ -635,6 +635,34 @@ CODEC = (
         ":",
         "test_http1_head.py::test_field_line_limit_of_a_plain_host"),
     mutant(
+        "chunk-size-that-wraps", "a chunk's size beyond 2^63, which another reads as a small one",
+        "_http1_response.pyx",
+        " or body.left > INT64_MAX >> 4:",
+        ":",
+        "test_http1_response.py::test_refuses_chunks[size 2^63]"),
+    mutant(
+        "chunk-longer-than-its-size", "data of a chunk that goes on where its end has to be", "_http1_response.pyx",
+        "    row(DATA_CR, CHUNK_DATA_END, {b\"\\r\": DATA_LF})",
+        "    row(DATA_CR, CHUNK_DATA_END, {bytes(range(256)): DATA_LF})",
+        "test_http1_response.py::test_refuses_chunks[chunk, bare LF]",
+        "test_http1_response.py::test_bodies_with_a_changed_byte"),
+    mutant(
+        "framing-in-a-trailer", "a trailer that says how long the body was", "_http1_response.pyx",
+        "            return body_refuse(body, TRAILER_FORBIDDEN)",
+        "            return GO_ON",
+        "test_http1_response.py::test_refuses_chunks[trailer Content-Length]",
+        "test_http1_response.py::test_random_bodies"),
+    mutant(
+        "no-limit-of-extensions", "chunk extensions without end", "_http1_response.pyx",
+        "        if body.extension_bytes > limits.extension_bytes:",
+        "        if False:",
+        "test_http1_response.py::test_extension_limit"),
+    mutant(
+        "answers-to-head-have-bodies", "the body of an answer to HEAD is waited for", "_http1_response.pyx",
+        "    if was_head_request or head.status < 200",
+        "    if head.status < 200",
+        "test_http1_response.py::test_a_response_to_head_has_no_body"),
+    mutant(
         "split-answer", "an application's header with a line break in its value", "_http1.pyx",
         "    return skip_value(data, 0, length) == length",
         "    return True",
