@@ -18,7 +18,7 @@ from stress.watch import MIB, Rest, Sample, baseline, wait_for_rest
 FOR_ALL = 8 * MIB           # memory that a crowd may take, beside what each connection may
 WARM_UP_ASKS = 20           # the first answers import and allocate what stays
 SAMPLE_SECONDS = 1.0
-PROGRESS_SECONDS = 10.0
+PROGRESS_SECONDS = 10.0          # between two lines
 GATHER_SECONDS = 60.0
 HANG_SECONDS = 60.0         # a crowd that does not end although its patience is over
 FAULTS = {"wrong": "wrong answers", "cut": "connections ended while an answer was owed",
@@ -146,19 +146,21 @@ class Run:
     def __init__(self, options: Options, plan: Plan, server: Server, crowd: Child, found: Found) -> None:
         self.options, self.plan, self.server, self.crowd, self.found = options, plan, server, crowd, found
         self.began = time.monotonic()
-        self.sample_every = min(SAMPLE_SECONDS, options.seconds / 100)
+        self.turn_seconds = options.seconds / (len(plan.turns) * plan.cycles)
+        self.sample_every = min(SAMPLE_SECONDS, options.seconds / 100, self.turn_seconds / 5)
         self.sampled, self.told = 0.0, self.began
 
     def play(self) -> None:
         """Until the crowd has left, or the server is gone."""
+        print(f"{self.plan.name}: {self.options.seconds:g} s, server at {self.server.host}", file=sys.stderr,
+              flush=True)
         turns = [scaled(turn, self.options.connections) for turn in self.plan.turns]
         count = len(turns) * self.plan.cycles
-        turn_seconds = self.options.seconds / count
         if self.plan.gathers:
             self.gather(turns[0])
         for number in range(count):
             self.crowd.send(command="want", crowd=turns[number % len(turns)])
-            if not self.watch_until(self.began + (number + 1) * turn_seconds):
+            if not self.watch_until(self.began + (number + 1) * self.turn_seconds):
                 return
         self.crowd.send(command="end")
         deadline = self.options.patience + (self.options.deadline or 0.0) + HANG_SECONDS

@@ -266,6 +266,12 @@ class StalledBody(Doomed):
     def annoy(self) -> None:
         self.say(self.request("POST", 100) + bytes(50))
 
+    def take(self, answer: Answer) -> None:
+        """A server need not wait for a body that it does not want."""
+        if answer.status < 400:
+            self.count("answered")
+            self.leave(reset=True)
+
 
 class SlowReader(Visitor):
     """Asks for a large answer and reads it slowly, but reads it. Must get all of it."""

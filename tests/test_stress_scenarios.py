@@ -110,6 +110,8 @@ def test_it_fails_on_a_server_that_is_broken_on_purpose(run, name, broken, messa
 def test_every_scenario_and_every_switch_is_in_these_tests(stress):
     assert {name for name, _, _ in CAUGHT} | set(BY_THEMSELVES) == set(stress.SCENARIOS)
     assert set(OURS) | {"stale_storm"} == set(stress.SCENARIOS)      # test_stress.py runs that one
+    rows = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "stress.md").read_text(), re.MULTILINE)
+    assert tuple(rows) == stress.SCENARIOS
     assert {switch for _, switch, _ in CAUGHT} == set(SWITCHES)
 
 
