@@ -17,7 +17,7 @@ from libc.string cimport memcmp, memcpy, memset
 from epollkit._http1_fields cimport (
     BEFORE_START_LINE, COMPLETE, CR, DIGIT, GO_ON, HEX_DIGIT, HOST_PLAIN, HTAB, IN_METHOD, IN_NAME, IN_TARGET,
     IN_VERSION, IP_LITERAL, LF, MORE, REFUSED, REG_NAME, SEEN_CLOSE, SEEN_CODING, SEEN_HOST, SEEN_KEEP_ALIVE,
-    SEEN_LENGTH, SPACE, TARGET, TOKEN, VALUE, blank_line, complete_head, le32toh, next_element, reason_for, same_text,
+    SEEN_LENGTH, SPACE, TARGET, TOKEN, VALUE, complete_head, le32toh, next_element, reason_for, same_text,
     scan_name, scan_value, skip_class, skip_run, skip_value, smaller, wait_at,
 )
 
@@ -470,10 +470,14 @@ cdef inline int scan_plain_host(Head *head, const uint8_t *data, size_t end, con
 
 cdef int finish_head(Head *head, const uint8_t *data, size_t end) noexcept nogil:
     """At the CR of the blank line."""
-    cdef int progress = blank_line(head, data, end)
-    if progress > 0 and head.minor_version == 1 and not head.seen & SEEN_HOST:
-        return refuse(head, HOST_MISSING, head.scanned)
-    return complete_head(head) if progress > 0 else progress
+    cdef size_t at = head.scanned
+    if at + 1 >= end:
+        return MORE
+    if data[at + 1] != LF:
+        return refuse(head, BARE_CR, at)
+    if head.minor_version == 1 and not head.seen & SEEN_HOST:
+        return refuse(head, HOST_MISSING, at)
+    return complete_head(head, at)
 
 
 cdef inline int parse_fields(Head *head, const uint8_t *data, size_t end, const HeadLimits *limits) noexcept nogil:

@@ -249,18 +249,10 @@ cdef inline size_t scan_plain_line(const uint8_t *data, size_t line, size_t end,
     return at - line
 
 
-cdef inline int blank_line(Head *head, const uint8_t *data, size_t end) noexcept nogil:
-    """At the CR of the blank line: is it one?"""
-    cdef size_t at = head.scanned
-    if at + 1 >= end:
-        return MORE
-    return GO_ON if data[at + 1] == LF else refuse(head, BARE_CR, at)
-
-
-cdef inline int complete_head(Head *head) noexcept nogil:
-    """At the CR of the blank line, which is one."""
+cdef inline int complete_head(Head *head, size_t at) noexcept nogil:
+    """The blank line is at `at`."""
     head.keep_alive = not head.seen & SEEN_CLOSE and (head.minor_version == 1 or head.seen & SEEN_KEEP_ALIVE)
-    head.consumed = head.scanned + 2
+    head.consumed = <uint32_t>(at + 2)
     head.scanned = head.consumed
     head.stage = COMPLETE
     return GO_ON

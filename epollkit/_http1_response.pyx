@@ -17,7 +17,7 @@ from epollkit._http1 cimport (
 )
 from epollkit._http1_fields cimport (
     BEFORE_START_LINE, COMPLETE, CR, DIGIT, GO_ON, HEX_DIGIT, IN_NAME, IN_PHRASE, LF, MORE, REFUSED, SEEN_CODING,
-    SEEN_KEEP_ALIVE, SEEN_LENGTH, SPACE, TOKEN, VALUE, blank_line, complete_head, folded_word, reason_for, scan_name,
+    SEEN_KEEP_ALIVE, SEEN_LENGTH, SPACE, TOKEN, VALUE, complete_head, folded_word, reason_for, scan_name,
     scan_plain_line, scan_value, skip_text, smaller, wait_at,
 )
 
@@ -179,8 +179,11 @@ cdef inline int parse_fields(Head *head, const uint8_t *data, size_t end, const 
             if head.scanned >= end:
                 return MORE
             if head.scanned == head.consumed and data[head.scanned] == CR:
-                progress = blank_line(head, data, end)
-                return complete_head(head) if progress > 0 else progress
+                if head.scanned + 1 >= end:
+                    return MORE
+                if data[head.scanned + 1] != LF:
+                    return refuse(head, BARE_CR, head.scanned)
+                return complete_head(head, head.scanned)
             progress = scan_name(head, data, end, limits)
             if progress <= 0:
                 return progress
