@@ -72,9 +72,9 @@ class TestMerge:
 class TestTimeline:
     def test_rows_of_two_workers(self):
         timeline = Timeline(2)
-        timeline.add(interval(answered=300, open=5, p50_ns=MS, p99_ns=4 * MS, max_ns=9 * MS), 0.25, 0)
+        timeline.add(interval(answered=300, open=5, p50_ns=MS, p99_ns=7 * MS, max_ns=8 * MS), 0.25, 0)
         assert timeline.whole_rows() == []      # the other one has something to say of it
-        timeline.add(interval(answered=100, open=6, p50_ns=5 * MS, p99_ns=7 * MS, max_ns=8 * MS, failed=2), 0.26, 1)
+        timeline.add(interval(answered=100, open=6, p50_ns=5 * MS, p99_ns=6 * MS, max_ns=9 * MS, failed=2), 0.26, 1)
         [row] = timeline.whole_rows()
         assert (row.answered, row.failed, row.open, row.t_s) == (400, 2, 11, 0.26)
         assert row.p50_s == pytest.approx(0.002)
@@ -110,6 +110,22 @@ class TestTimeline:
         for worker in range(3):
             timeline.end(worker)
         assert timeline.whole_rows() == rows
+
+    def test_the_sliver_at_the_end_is_no_row(self):
+        """Its connections are closed, and a rate of nothing in a thousandth of a second says nothing."""
+        timeline = Timeline()
+        timeline.add(interval(answered=100, open=8), 0.25, 0, SAMPLE)
+        timeline.add(interval(answered=5, open=0, max_ns=70 * MS), 0.251, 0, {**SAMPLE, "cpu_percent": 0.0})
+        [row] = timeline.rows()
+        assert (row.answered, row.open, row.server, row.t_s, row.max_s) == (105, 8, SAMPLE, 0.251, 0.07)
+        assert len(timeline.whole_rows()) == 1
+        timeline.add(interval(answered=10, open=0), 0.35)
+        assert [(row.answered, row.open) for row in timeline.rows()] == [(105, 8), (10, 0)]
+
+    def test_a_run_that_is_over_at_once_has_a_row(self):
+        timeline = Timeline()
+        timeline.add(interval(), 0.001)
+        assert [row.answered for row in timeline.whole_rows()] == [100]
 
     def test_what_the_server_used_is_the_latest(self):
         timeline = Timeline(1, 2)

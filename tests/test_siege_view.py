@@ -92,6 +92,8 @@ class TestTerminal:
             run(view, timeline, 1, failed=1200, p99_ns=8 * MS)
         seen = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", stream.getvalue())
         assert "http://127.0.0.1:8000/: 8 users" in seen
+        bars = {line.strip() for line in seen.splitlines() if "\u2501" in line}
+        assert all(len(bar) == 60 and set(bar) <= set("\u2501\u2578\u257a") for bar in bars)
         for text in ("2 s of 10", "400 requests/s, 900 answered", "p50 1.00 ms, p99 8.00 ms, longest 9.00 ms",
                      "▅▅▅▅▅▅▅▅█", "1,200", "8 connections", "80 % CPU, RSS 31.0 MiB, 70 descriptors"):
             assert text in seen, text

@@ -44,8 +44,9 @@ def server() -> Iterator[Obedient]:
 
 
 @pytest.fixture(autouse=True)
-def always_look_for_children(monkeypatch: pytest.MonkeyPatch) -> None:
+def always_look(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "FAMILY_SECONDS", 0.0)
+    monkeypatch.setattr(watch, "SHORTEST_SECONDS", 0.0)
 
 
 class TestWatch:
@@ -75,8 +76,27 @@ class TestWatch:
         assert first and second
         assert first["cpu_percent"] == 0.0
         assert second["cpu_percent"] > 0.0
-        assert watched.summary()["cpu_percent"] == {"mean": pytest.approx(second["cpu_percent"] / 2),
-                                                    "max": second["cpu_percent"]}
+        cpu = watched.summary()["cpu_percent"]
+        assert cpu["max"] == second["cpu_percent"]
+        assert cpu["mean"] == pytest.approx(100 * watched.used_s / (watched.sampled - watched.began))
+        assert 0.0 < cpu["mean"] < cpu["max"]
+
+    def test_what_a_child_used_before_is_nobody_s_business(self, server: Obedient):
+        burn = "import os, sys\nwhile os.times().user < 0.2: pass\nprint(flush=True)\nsys.stdin.read()"
+        server.do(f"child = subprocess.Popen([sys.executable, '-c', {burn!r}], stdin=subprocess.PIPE, "
+                  "stdout=subprocess.PIPE); child.stdout.readline()")
+        seen = Watch(server.pid).sample()
+        server.do("child.communicate()")
+        assert seen and seen["cpu_percent"] == 0.0
+
+    def test_a_second_look_at_once_is_the_first(self, server: Obedient, monkeypatch: pytest.MonkeyPatch):
+        """In a thousandth of a second the clock of CPU time does not move, or jumps by ten."""
+        monkeypatch.setattr(watch, "SHORTEST_SECONDS", 3600.0)
+        watched = Watch(server.pid)
+        first = watched.sample()
+        server.do("kept = open('/dev/null')")
+        assert watched.sample() is first
+        assert len(watched.samples) == 1
 
     def test_children_are_of_the_family(self, server: Obedient):
         server.do("def child(): return subprocess.Popen([sys.executable, '-c', 'import sys; sys.stdin.read()'], "

@@ -20,6 +20,7 @@ SUMS = ("begun", "planned", "answered", "successful", "failed", "unexpected", "u
         "open_peak")    # workers peak at different times: the sum is what it was at most
 HISTOGRAMS = ("latency", "connect", "lag")
 
+SLIVER_SECONDS = 0.05   # what is left of a run at its end is a rate of its own only from so long on
 MOST_ROWS = 600         # of a timeline, more than a chart can show: longer runs get longer rows
 
 
@@ -97,7 +98,8 @@ class Timeline:
 
     def __init__(self, workers: int = 1, most_rows: int = MOST_ROWS) -> None:
         self.most_rows = most_rows
-        self.ticks = [0] * workers      # intervals that each worker has told
+        self.ticks = [0] * workers      # intervals that each worker has told, ...
+        self.told_s = [0.0] * workers   # ... and up to when
         self.running = [True] * workers
         self.folded = 0                 # how often: a row is 2 ** folded intervals
         self.all: list[Row] = []
@@ -109,8 +111,12 @@ class Timeline:
                   opens={worker: interval["open"]})
         if interval["answered"]:
             row.p50_s, row.p99_s, row.max_s = (interval[name] / 1e9 for name in ("p50_ns", "p99_ns", "max_ns"))
-        index = self.ticks[worker] >> self.folded
-        self.ticks[worker] += 1
+        if self.ticks[worker] and t_s - self.told_s[worker] < SLIVER_SECONDS:
+            row.opens, row.server = {}, None        # connections end with the run, and that is not what it was like
+        else:
+            self.ticks[worker] += 1
+        self.told_s[worker] = t_s
+        index = self.ticks[worker] - 1 >> self.folded
         if index == len(self.all):
             self.all.append(row)
         else:

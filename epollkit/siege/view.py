@@ -117,6 +117,7 @@ class View:
         table = Table.grid(padding=(0, 2))
         table.add_column(style="dim", no_wrap=True)
         table.add_column(no_wrap=True, overflow="ellipsis")
+        table.add_row("", ProgressBar(total=1.0, completed=self.share(rows), width=min(60, self.console.width - 12)))
         table.add_row("time", f"{last.t_s:.0f} s" + (f" of {self.scenario.seconds:g}" if self.scenario.seconds else ""))
         table.add_row("rate", f"{last.rate_per_s:,.0f} requests/s, {sum(row.answered for row in rows):,} answered")
         table.add_row("latency", f"p50 {duration(last.p50_s)}, p99 {duration(last.p99_s)}, "
@@ -131,5 +132,4 @@ class View:
             table.add_row("server", f"{last.server['cpu_percent']:.0f} % CPU, RSS "
                                     f"{last.server['rss_bytes'] / MIB:.1f} MiB"
                                     + (f", {fds:,} descriptors" if fds is not None else ""))
-        return Group(Text(self.beginning(), overflow="ellipsis", no_wrap=True),
-                     ProgressBar(total=1.0, completed=self.share(rows), width=min(60, self.console.width)), table)
+        return Group(Text(self.beginning(), overflow="ellipsis", no_wrap=True), table)

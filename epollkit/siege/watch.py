@@ -11,6 +11,7 @@ from epollkit.errors import UsageError
 
 Sample = dict[str, Any]     # cpu_percent, rss_bytes, fds, threads; fds is None where that is not for us to know
 
+SHORTEST_SECONDS = 0.05     # between two looks: CPU time is counted in hundredths of a second
 FAMILY_SECONDS = 1.0        # children are looked for so often: it means reading all of /proc
 
 
@@ -36,6 +37,7 @@ class Watch:
                 pass
         self.pid = pid
         self.samples: list[Sample] = []
+        self.used_s = 0.0
         self.began = self.sampled = time.monotonic()
         self.family_due = self.began + FAMILY_SECONDS
         self.ended_after_s: float | None = None
@@ -53,6 +55,8 @@ class Watch:
     def sample(self) -> Sample | None:
         """What it uses now; cpu_percent is of one core, since the last look. None: it is gone."""
         now = time.monotonic()
+        if self.samples and now - self.sampled < SHORTEST_SECONDS and self.ended_after_s is None:
+            return self.samples[-1]
         try:
             alive = self.ended_after_s is None and self.process.is_running()     # and nobody else has its pid now
             if alive and self.process.status() != psutil.STATUS_ZOMBIE:
@@ -82,6 +86,7 @@ class Watch:
                 sums[name] = (sums[name] or 0) + number
             fds = self.fds_of(member)
             sums["fds"] = None if fds is None or sums["fds"] is None else sums["fds"] + fds
+        self.used_s += max(0.0, used)
         seconds, self.sampled = max(now - self.sampled, 1e-6), now
         sample: Sample = {"cpu_percent": round(100.0 * max(0.0, used) / seconds, 1), **sums}
         self.samples.append(sample)
@@ -100,7 +105,7 @@ class Watch:
         """For the report."""
         cpu = [sample["cpu_percent"] for sample in self.samples]
         return {"pid": self.pid, "ended_after_s": self.ended_after_s,
-                "cpu_percent": {"mean": sum(cpu) / len(cpu) if cpu else None, "max": max(cpu, default=None)},
+                "cpu_percent": {"mean": 100.0 * self.used_s / (self.sampled - self.began) if cpu else None, "max": max(cpu, default=None)},
                 **{name: course([sample[name] for sample in self.samples])
                    for name in ("rss_bytes", "fds", "threads")}}
 
