@@ -468,6 +468,13 @@ cdef inline int scan_plain_host(Head *head, const uint8_t *data, size_t end, con
     return GO_ON
 
 
+cdef inline int scan_field(Head *head, const uint8_t *data, size_t end, const HeadLimits *limits) noexcept nogil:
+    """From behind the colon to behind the CRLF; then the field is noted and looked at."""
+    cdef HeadField *field = &head.fields[head.field_count]
+    cdef int progress = scan_value(head, data, end, limits, field)
+    return take_field(head, data, field) if progress > 0 else progress
+
+
 cdef int finish_head(Head *head, const uint8_t *data, size_t end) noexcept nogil:
     """At the CR of the blank line."""
     cdef size_t at = head.scanned
@@ -483,7 +490,6 @@ cdef int finish_head(Head *head, const uint8_t *data, size_t end) noexcept nogil
 cdef inline int parse_fields(Head *head, const uint8_t *data, size_t end, const HeadLimits *limits) noexcept nogil:
     """Field lines up to the blank one. Whatever ends the loop is in `progress` and `head.stage`."""
     cdef int progress = GO_ON
-    cdef HeadField *field
     while progress > 0:
         if head.stage == IN_NAME:
             if head.scanned >= end:
@@ -495,10 +501,7 @@ cdef inline int parse_fields(Head *head, const uint8_t *data, size_t end, const 
             progress = scan_name(head, data, end, limits)
             if progress <= 0:
                 return progress
-        field = &head.fields[head.field_count]
-        progress = scan_value(head, data, end, limits, field)
-        if progress > 0:
-            progress = take_field(head, data, field)
+        progress = scan_field(head, data, end, limits)
     return progress
 
 
