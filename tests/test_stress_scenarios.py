@@ -97,6 +97,12 @@ def test_it_holds_on_ours(run, capfd, name):
     assert name in capfd.readouterr().out
 
 
+@pytest.mark.long
+def test_the_whole_idle_crowd_is_there_at_once(run):
+    """15,000."""
+    assert run("idle_crowd", probe_limit=60.0, patience=60.0) == []
+
+
 @pytest.mark.parametrize("name, broken, message", [(name, [switch], message) for name, switch, message in CAUGHT],
                          ids=[f"{name}-{switch}" for name, switch, _ in CAUGHT], indirect=["broken"])
 def test_it_fails_on_a_server_that_is_broken_on_purpose(run, name, broken, message):
