@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import shutil
 import signal
 import subprocess
@@ -75,6 +76,7 @@ def test_what_can_not_be_run_is_said_in_a_sentence(stress, arguments, sentence):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.skipif("libasan" in os.environ.get("LD_PRELOAD", ""), reason="the sanitizer keeps what was freed")
 def test_python_stress_in_the_source_tree_finds_the_installed_package():
     """As tox runs it: the folder by its path."""
     done = subprocess.run([sys.executable, "stress", "churn", "--seconds", "0.3", "--seed", "7", "--probe-p99", "60"],
