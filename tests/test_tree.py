@@ -14,7 +14,7 @@ PACKAGE = ROOT / "epollkit"
 # What each module may import or cimport, besides the leaves and itself: only what stands before it.
 LAYERS = [
     ("leaf", ["_sys", "_timers", "_slots", "_epollset", "_closings", "_idle", "_output", "_bytes", "_histogram",
-              "errors", "events", "stats", "_checks", "_sockets", "_resolver"]),
+              "errors", "events", "stats", "_checks", "_sockets", "_resolver", "_children"]),
     ("below the core", ["_tokens", "_calls", "_tls", "_rate"]),
     ("core", ["_core"]),
     ("scheduling", ["_schedule"]),

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 import epollkit
-from epollkit.cli import demo, serve
+from epollkit.cli import demo, serve, siege
 
 
 def parser() -> argparse.ArgumentParser:
@@ -16,6 +16,7 @@ def parser() -> argparse.ArgumentParser:
                       version=f"epollkit {epollkit.__version__} ({epollkit.build_info()['build']} build)")
     commands = made.add_subparsers(dest="command", metavar="COMMAND", required=True)
     serve.add(commands)
+    siege.add(commands)
     demo.add(commands)
     return made
 

@@ -1,7 +1,6 @@
-"""Processes, and the lines of JSON between them and the runner: commands on a child's stdin, reports on its stdout.
+"""The demo's processes, and the lines of JSON between them and the runner.
 
-A child ends when its stdin does, so none outlives a runner that was killed. Ctrl-C is the runner's business: children
-have SIGINT blocked from their first instruction on.
+A child ends when its stdin does, so none outlives a runner that was killed.
 """
 from __future__ import annotations
 
@@ -9,56 +8,29 @@ import contextlib
 import importlib
 import json
 import os
-import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import psutil
 
+from epollkit import _children
+from epollkit._children import READ_BYTES, Lines, Message, interrupts_wait
 from epollkit.errors import EpollkitError
 
-Message = dict[str, Any]
+__all__ = ["Child", "Commands", "DemoFailed", "Lines", "Message", "Reporter", "interrupts_wait", "main", "pin", "send"]
 
 BOOT = "import sys; sys.path[:] = {path!r}; from epollkit.demo.children import main; sys.exit(main())"
-READ_BYTES = 65536
-COMPLAINT_BYTES = 4096      # of a child's stderr; the last line is what is told
-LONGEST_LINE_BYTES = 65536
 
 
 class DemoFailed(EpollkitError):
     """The demo could not run to its end; the message is one sentence."""
 
 
-class Lines:
-    """Messages out of a stream of bytes, one JSON object per line."""
-
-    def __init__(self) -> None:
-        self.partial = b""
-
-    def feed(self, data: bytes) -> list[Message]:
-        """The messages that are complete now. ValueError: this is not JSON, or has no end."""
-        *lines, self.partial = (self.partial + data).split(b"\n")
-        if len(self.partial) > LONGEST_LINE_BYTES:
-            raise ValueError("a line without end")
-        return [json.loads(line) for line in lines]
-
-
 # -- the runner's side -------------------------------------------------------------------------------------------------
 
-@contextlib.contextmanager
-def interrupts_wait() -> Iterator[None]:
-    """Ctrl-C is delivered afterwards. A process that is started meanwhile never gets it."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-class Child:
+class Child(_children.Child):
     """A process of the demo, seen from the runner.
 
     Args:
@@ -67,69 +39,10 @@ class Child:
         config: JSON for that function.
     """
 
+    failure = DemoFailed
+
     def __init__(self, name: str, module: str, config: Message) -> None:
-        self.name = name
-        self.last: Message = {}         # its latest report
-        self.complaint = b""            # the end of what it wrote to stderr
-        self.lines = Lines()
-        command = [sys.executable, "-c", BOOT.format(path=sys.path), module, json.dumps(config)]
-        with interrupts_wait():
-            self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                            stderr=subprocess.PIPE, bufsize=0)
-        assert self.process.stdin and self.process.stdout and self.process.stderr
-        self.stdin, self.stdout, self.stderr = self.process.stdin, self.process.stdout, self.process.stderr
-        os.set_blocking(self.stdout.fileno(), False)
-        os.set_blocking(self.stderr.fileno(), False)
-
-    def send(self, **message: Any) -> None:
-        """One command. DemoFailed: it is gone."""
-        try:
-            self.stdin.write(json.dumps(message).encode() + b"\n")
-        except BrokenPipeError:
-            raise self.death() from None
-
-    def read_reports(self) -> bool:
-        """Take what it reported; False at the end. DemoFailed: it ended without its last report."""
-        try:
-            data = os.read(self.stdout.fileno(), READ_BYTES)
-        except BlockingIOError:
-            return True
-        try:
-            for message in self.lines.feed(data):
-                self.last.update(message)
-        except ValueError:
-            raise DemoFailed(f"the {self.name} wrote something that is not a report") from None
-        if not data and not self.last.get("final"):
-            raise self.death()
-        return bool(data)
-
-    def read_complaints(self) -> bool:
-        """Take what it wrote to stderr; False at the end."""
-        try:
-            data = os.read(self.stderr.fileno(), READ_BYTES)
-        except BlockingIOError:
-            return True
-        self.complaint = (self.complaint + data)[-COMPLAINT_BYTES:]
-        return bool(data)
-
-    def death(self) -> DemoFailed:
-        """How it ended, in one sentence."""
-        try:
-            status = self.process.wait(5)
-        except subprocess.TimeoutExpired:
-            return DemoFailed(f"the {self.name} stopped reporting")
-        while self.read_complaints() and self.process.poll() is None:
-            pass
-        how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
-        said = self.complaint.decode(errors="replace").strip().splitlines()
-        return DemoFailed(f"the {self.name} {how} before it was done" + (f": {said[-1].strip()}" if said else ""))
-
-    def end(self) -> None:
-        """Kill it, if it is still there, and leave nothing of it."""
-        self.process.kill()
-        self.process.wait()
-        for pipe in (self.stdin, self.stdout, self.stderr):
-            pipe.close()
+        super().__init__(name, [sys.executable, "-c", BOOT.format(path=sys.path), module, json.dumps(config)])
 
 
 # -- the child's side --------------------------------------------------------------------------------------------------
