@@ -101,6 +101,7 @@ class TestText:
         made = report(tally([MS], errors=errors), targets=[f"http://127.0.0.1/{number}" for number in range(500)])
         found = Parsed(page(made)).text
         assert f"{500 - MOST_TARGETS} more" in found
+        assert "http://127.0.0.1/499" not in found
         assert f"{1000 - MOST_KINDS} more kinds" in found
         assert len(page(made)) < 100_000
 
@@ -110,6 +111,7 @@ class TestText:
                       "failed", "connect: ECONNREFUSED", "503", "unanswered at the end",
                       "2 of 4057 requests were planned and never sent", "400 requests a second, open loop", "http://127.0.0.1:8000/"):
             assert value in found, value
+        assert found.count("Siege of http://127.0.0.1:8000/\n") == 2    # of the window, and of the page
 
     def test_what_the_server_used_is_there_when_it_was_watched(self):
         watched, unwatched = page(eventful()), page(report(tally([MS]), timeline=timeline(8)))

@@ -62,6 +62,16 @@ class TestPipe:
             view.show(timeline)
         assert stream.getvalue().splitlines()[1:] == ["0 s, 2%, 0 requests/s, p99 -, 0 failed, 8 open"]
 
+    def test_an_interval_is_shown_when_every_worker_has_told_it(self):
+        stream, timeline = io.StringIO(), Timeline(2)
+        with View(stream, scenario()) as view:
+            for worker in (0, 1):
+                before = stream.getvalue()
+                timeline.add(interval(), 0.25, worker)
+                view.show(timeline)
+                assert (stream.getvalue() == before) is (worker == 0)
+        assert "800 requests/s" in stream.getvalue()
+
     def test_passwords_are_not_shown(self):
         assert self.lines(0, targets="http://me:secret@127.0.0.1/") == ["http://me:***@127.0.0.1/: 8 users"]
 
@@ -93,7 +103,7 @@ class TestTerminal:
         seen = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", stream.getvalue())
         assert "http://127.0.0.1:8000/: 8 users" in seen
         bars = {line.strip() for line in seen.splitlines() if "\u2501" in line}
-        assert all(len(bar) == 60 and set(bar) <= set("\u2501\u2578\u257a") for bar in bars)
+        assert bars and all(len(bar) == 60 and set(bar) <= set("\u2501\u2578\u257a") for bar in bars)
         for text in ("2 s of 10", "400 requests/s, 900 answered", "p50 1.00 ms, p99 8.00 ms, longest 9.00 ms",
                      "▅▅▅▅▅▅▅▅█", "1,200", "8 connections", "80 % CPU, RSS 31.0 MiB, 70 descriptors"):
             assert text in seen, text

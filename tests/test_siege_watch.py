@@ -70,24 +70,24 @@ class TestWatch:
         burn = "t = os.times().user\nwhile os.times().user < t + 0.2: pass"
         server.do(f"exec({burn!r})")            # before it was watched: nobody's business
         watched = Watch(server.pid)
-        first = watched.sample()
+        assert watched.sample()
+        assert watched.used_s < 0.1
         server.do(f"exec({burn!r})")
         second = watched.sample()
-        assert first and second
-        assert first["cpu_percent"] == 0.0
-        assert second["cpu_percent"] > 0.0
+        assert second and second["cpu_percent"] > 0.0
+        assert watched.used_s > 0.15
         cpu = watched.summary()["cpu_percent"]
-        assert cpu["max"] == second["cpu_percent"]
+        assert cpu["max"] == max(sample["cpu_percent"] for sample in watched.samples)
         assert cpu["mean"] == pytest.approx(100 * watched.used_s / (watched.sampled - watched.began))
-        assert 0.0 < cpu["mean"] < cpu["max"]
 
     def test_what_a_child_used_before_is_nobody_s_business(self, server: Obedient):
         burn = "import os, sys\nwhile os.times().user < 0.2: pass\nprint(flush=True)\nsys.stdin.read()"
         server.do(f"child = subprocess.Popen([sys.executable, '-c', {burn!r}], stdin=subprocess.PIPE, "
                   "stdout=subprocess.PIPE); child.stdout.readline()")
-        seen = Watch(server.pid).sample()
+        watched = Watch(server.pid)
+        assert watched.sample()
         server.do("child.communicate()")
-        assert seen and seen["cpu_percent"] == 0.0
+        assert watched.used_s < 0.1
 
     def test_a_second_look_at_once_is_the_first(self, server: Obedient, monkeypatch: pytest.MonkeyPatch):
         """In a thousandth of a second the clock of CPU time does not move, or jumps by ten."""

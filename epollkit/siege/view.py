@@ -43,10 +43,7 @@ class View:
         self.stream = stream
         self.scenario = scenario
         self.clock = clock
-        if stream.isatty():
-            self.console = Console(file=stream, highlight=False)
-        else:       # no colour and no control codes, whatever the environment says
-            self.console = Console(file=stream, highlight=False, force_terminal=False, color_system=None, width=100)
+        self.console = Console(file=stream, highlight=False)
         self.live: Live | None = None
         self.redraw_due = 0.0
         self.line_due_s = 0.0               # on the run's own clock

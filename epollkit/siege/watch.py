@@ -104,8 +104,9 @@ class Watch:
     def summary(self) -> dict[str, Any]:
         """For the report."""
         cpu = [sample["cpu_percent"] for sample in self.samples]
+        mean = 100.0 * self.used_s / (self.sampled - self.began) if cpu else None
         return {"pid": self.pid, "ended_after_s": self.ended_after_s,
-                "cpu_percent": {"mean": 100.0 * self.used_s / (self.sampled - self.began) if cpu else None, "max": max(cpu, default=None)},
+                "cpu_percent": {"mean": mean, "max": max(cpu, default=None)},
                 **{name: course([sample[name] for sample in self.samples])
                    for name in ("rss_bytes", "fds", "threads")}}
 
