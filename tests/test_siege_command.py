@@ -341,8 +341,8 @@ def test_every_option_reaches_its_field():
     given = scenario(
         "a", "b HEAD", "-c", "9", "-t", "2M", "--number", "99", "-d", "1.5", "-i", "--no-keep-alive", "--source",
         "127.0.0.2-127.0.0.3,127.0.0.9", "--close", "rst", "--warmup", "3s", "-H", "A: b", "-A", "me", "--timeout",
-        "4s", "--connect-timeout", "5s", "--grace", "0", "--expect-status", "2xx,404", "--expect-body", "x", "--processes",
-        "2", "--seed", "7", "--insecure", "--cacert", "ca.pem", "--pid", "1", "--assert", "p99<5ms",
+        "4s", "--connect-timeout", "5s", "--grace", "0", "--expect-status", "2xx,404", "--expect-body", "x",
+        "--processes", "2", "--seed", "7", "--insecure", "--cacert", "ca.pem", "--pid", "1", "--assert", "p99<5ms",
         "--assert", "failed==0")
     assert given == Scenario(
         ["a", Target("b", "HEAD")], users=9, seconds=120, number=99, delay=1.5, random_order=True, keep_alive=False,
