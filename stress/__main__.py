@@ -17,6 +17,7 @@ from epollkit.demo.runner import raise_fd_limit
 from stress import SCENARIOS
 from stress.options import Options
 
+MOST_CONNECTIONS = 19_000
 OWN_SERVERS = ("stale_storm", "siege_crash")
 
 
@@ -38,7 +39,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
                         help="limit for the probe's p99 (default: the scenario's own)")
     parser.add_argument("--patience", type=duration, default=10.0, metavar="DURATION",
                         help="for answers that are owed at the end, and for the way back to the baseline (default: 10)")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.connections is not None and not 1 <= options.connections <= MOST_CONNECTIONS:
+        parser.error(f"--connections is 1 to {MOST_CONNECTIONS:,}: the crowd is one process, with 20,000 files at most")
+    return options
 
 
 def run(name: str, options: Options) -> list[str]:

@@ -64,6 +64,12 @@ def test_a_scenario_that_does_not_exist(stress):
     assert "Traceback" not in done.stderr
 
 
+def test_a_crowd_that_would_need_too_many_files(stress):
+    done = stress("idle_crowd", "--connections", "19001")
+    assert done.returncode == 2
+    assert "--connections is 1 to 19,000" in done.stderr
+
+
 @pytest.mark.parametrize("arguments, sentence", [
     (["churn", "--url", "http://127.0.0.1:1/"], "it could not run: the server can't be asked: ConnectionRefusedError"),
     (["churn", "--url", "ftp://127.0.0.1/"], "it could not run: a server's URL is http://HOST:PORT/PATH, not 'ftp"),
