@@ -38,9 +38,11 @@ cdef enum UserFlag:
     USER_WAITS = 64             # open loop: he is in the queue of those who have time
     USER_SERVED = 128           # this connection has brought an answer
     USER_ASKED = 256            # he has asked before: a delay is due
+    USER_BROKE = 512            # the connection ends by our will, for what it brought, or did not
 
 cdef enum:
-    USER_OF_A_VISIT = USER_OPEN | USER_IN_BODY | USER_IN_ANSWER | USER_LEAVES | USER_WRITES | USER_SERVED
+    USER_OF_A_VISIT = USER_OPEN | USER_IN_BODY | USER_IN_ANSWER | USER_LEAVES | USER_WRITES | USER_SERVED \
+        | USER_BROKE
 
 
 cdef struct Asked:
@@ -74,12 +76,14 @@ cdef class Visit(Connection):
     cdef Engine engine
     cdef User *user             # NULL: it is nobody's any more
     cdef bytearray kept         # of a head that has not come in whole
+    cdef bytearray body         # what is kept of the answer that is being read, if a body is expected
 
     cdef int send_due(self) except -1
     cdef int send_now(self) except -1
     cdef int misuse(self) except -1
     cdef Py_ssize_t consume(self, const char *data, Py_ssize_t length) except -1
     cdef Py_ssize_t consume_body(self, const char *data, Py_ssize_t length) except -1
+    cdef int keep_body(self, const char *data, Py_ssize_t length) except -1
     cdef int leave(self) except -1
     cdef int refuse(self, str why) except -1
     cdef int reset(self) except -1
@@ -109,7 +113,6 @@ cdef class Engine:
     cdef int64_t timeout_ns
     cdef uint8_t expected[STATUSES]
     cdef bytes expected_body    # None: any
-    cdef bytearray body         # what is kept of the answer that is being read, if a body is expected
     cdef HeadLimits head_limits
     cdef BodyLimits body_limits
     cdef uint64_t random_state
@@ -127,6 +130,8 @@ cdef class Engine:
     cdef uint64_t planned_from  # ... and of the first that counts
     cdef uint64_t under_way     # requests in all rings
     cdef object pacer           # Timer, or None
+    cdef object grace           # Timer, or None
+    cdef dict resting           # the number of a user who rests -> Timer
     cdef uint32_t *queue        # open loop: users who have time, first in, first out
     cdef uint32_t queue_first, queue_count
 
@@ -148,7 +153,6 @@ cdef class Engine:
     cdef int broke_off(self, User *user) noexcept
     cdef int open_visit(self, User *user) except -1
     cdef int answered(self, User *user, int64_t now_ns) except -1
-    cdef int keep_body(self, const char *data, Py_ssize_t length) except -1
     cdef int fail(self, User *user, str phase, str name, int64_t now_ns, bint waited) except -1
     cdef int fail_all(self, User *user, str phase, str name, int64_t now_ns, bint waited) except -1
     cdef int rest(self, User *user, double seconds) except -1

@@ -1,5 +1,6 @@
 """`Engine`: how users visit, what they ask, and the count of what became of it."""
 import errno
+from ssl import SSLEOFError, SSLError
 
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
@@ -11,7 +12,7 @@ from libc.string cimport memcpy
 cimport cython
 
 cimport epollkit._sys as _sys
-from epollkit._buffered cimport STREAM_CORKED, Loop, reserve
+from epollkit._buffered cimport STREAM_CORKED, Loop, has_unsent, reserve
 from epollkit._connection cimport Connection
 from epollkit._histogram cimport buckets_record
 from epollkit._http1 cimport DEFAULT_FIELD_BYTES, DEFAULT_REQUEST_LINE_BYTES, MAX_HEAD_FIELDS, head_reset
@@ -23,6 +24,7 @@ from epollkit._tally cimport STATUSES, Tally
 from epollkit._checks import checked_number
 from epollkit.errors import ConnectError, UsageError
 
+cdef str UNASKED = "bytes that nobody has asked for"
 cdef tuple CLOSES = ("fin", "rst", "half", "abandon", "rst-mid-request", "rst-mid-response")    # in the order of Close
 
 
@@ -49,6 +51,8 @@ cdef class Visit(Connection):
         cdef Engine engine = self.engine
         cdef User *user = self.user
         cdef int64_t now_ns = _sys.ek_now_ns()
+        if engine.done:
+            return self.leave()
         user.flags |= USER_OPEN
         if user.connecting_ns >= engine.counted.epoch_ns:
             buckets_record(&engine.counted.connects, now_ns - user.connecting_ns)
@@ -124,17 +128,17 @@ cdef class Visit(Connection):
         if self.slot == NULL:
             return 0
         self.user.flags |= USER_LEAVES
-        return self.reset() if self.engine.close == CLOSE_RST else self.close_softly(0)
+        return self.reset() if self.engine.close == CLOSE_RST or has_unsent(self) else self.close_softly(0)
 
     cdef int refuse(self, str why) except -1:
         """What the server says is no HTTP/1.1 that we know, or nobody has asked for it: nothing behind it can be
         trusted."""
         cdef Engine engine = self.engine
         cdef User *user = self.user
+        user.flags |= USER_BROKE
         if user.count:
             engine.fail_all(user, "protocol", why, _sys.ek_now_ns(), False)
-        else:
-            engine.counted.counts.failed += 1
+        else:                       # no request has failed
             engine.counted.count_error("protocol", why)
         return self.reset()
 
@@ -170,7 +174,7 @@ cdef class Visit(Connection):
         while used < length and self.slot != NULL and not user.flags & USER_LEAVES:
             if not user.flags & USER_IN_BODY:
                 if user.sent == 0:
-                    self.refuse("bytes that nobody has asked for")
+                    self.refuse(UNASKED)
                     break
                 user.flags |= USER_IN_ANSWER
                 result = parse_response_head(&user.head, <const uint8_t *>data + used, length - used,
@@ -191,6 +195,9 @@ cdef class Visit(Connection):
             if not user.body.done:
                 used += self.consume_body(data + used, length - used)
             if user.body.done and user.flags & USER_IN_BODY and self.slot != NULL:
+                if user.sent == 1 and used < length:    # said before the next request was: it is no answer to that
+                    engine.counted.count_error("protocol", UNASKED)
+                    self.reset()
                 engine.answered(user, now_ns)
         return length
 
@@ -206,15 +213,30 @@ cdef class Visit(Connection):
                 return length
             engine.counted.counts.body_bytes += body.payload_length
             if engine.expected_body is not None and body.payload_length:
-                engine.keep_body(data + used + body.payload, body.payload_length)
+                self.keep_body(data + used + body.payload, body.payload_length)
             used += taken
         return used
+
+    cdef int keep_body(self, const char *data, Py_ssize_t length) except -1:
+        if self.body is None:
+            self.body = bytearray()
+        self.body += data[:min(length, BODY_KEPT_BYTES - PyByteArray_GET_SIZE(self.body))]
+        return 0
 
     cdef int take_end(self) except -1:
         cdef User *user = self.user
         if user.flags & USER_IN_BODY and user.body.framing == BODY_UNTIL_CLOSE:
+            user.head.keep_alive = False
             self.engine.answered(user, _sys.ek_now_ns())
+        if self.slot != NULL and has_unsent(self):      # to whom? It will not be answered
+            user.flags |= USER_WRITES
+            return self.owner().release(self.slot, None)
         return self.close_softly(0)
+
+    cdef int take_error(self, object error) except -1:
+        if has_unsent(self):
+            self.user.flags |= USER_WRITES
+        return 0
 
     cdef int write_failed(self, int code) except -1:
         self.user.flags |= USER_WRITES
@@ -223,8 +245,8 @@ cdef class Visit(Connection):
     cdef int take_deadline(self) except -1:
         """The oldest request has waited as long as it may, and so those behind it will never be answered."""
         cdef User *user = self.user
-        if user.count:
-            self.engine.fail_all(user, phase_of(user), "timeout", _sys.ek_now_ns(), True)
+        user.flags |= USER_BROKE | (USER_WRITES if has_unsent(self) else 0)
+        self.engine.fail_all(user, phase_of(user.flags), "timeout", _sys.ek_now_ns(), True)
         return self.reset()
 
     cdef int take_closed(self, object reason) except -1:
@@ -235,9 +257,9 @@ cdef class Visit(Connection):
         return engine.closed(user, reason)
 
 
-cdef str phase_of(const User *user):
+cdef str phase_of(uint32_t flags):
     """What an open connection is at."""
-    return "write" if user.flags & USER_WRITES else "read" if user.flags & USER_IN_ANSWER else "first-byte"
+    return "write" if flags & USER_WRITES else "read" if flags & USER_IN_ANSWER else "first-byte"
 
 
 cdef str name_of(object error):
@@ -246,9 +268,8 @@ cdef str name_of(object error):
         return "closed"
     if isinstance(error, TimeoutError) and error.errno is None:
         return "timeout"
-    reason = getattr(error, "reason", None)         # ssl.SSLError
-    if isinstance(reason, str):
-        return reason
+    if isinstance(error, SSLError):                 # its errno is none
+        return "closed" if isinstance(error, SSLEOFError) else error.reason or type(error).__name__
     return errno.errorcode.get(getattr(error, "errno", None), type(error).__name__)
 
 
@@ -288,6 +309,7 @@ cdef class Engine:
 
     def __cinit__(self, *arguments, **options):
         self.counted = Tally()
+        self.resting = {}
         self.stopped_ns = INT64_MAX
 
     def __init__(self, loop, prepared, *, users, number=0, repetitions=0, delay=0.0, rate=0.0, pipeline=1,
@@ -319,7 +341,6 @@ cdef class Engine:
         self.random_order = random_order
         self.sources = list(sources)
         self.expected_body = bytes(body) or None
-        self.body = bytearray()
         self.random_state = (<uint64_t>checked_number("seed", seed, 0, (1 << 63) - 1) + 1) * 0x9E3779B97F4A7C15u | 1
         for status in range(STATUSES) if statuses is None else statuses:
             self.expected[checked_number("a status", status, 0, STATUSES - 1)] = statuses is not None or status < 400
@@ -372,7 +393,8 @@ cdef class Engine:
         for i in range(self.user_count):
             user = &self.users[i]
             user.ring = &self.rings[<size_t>i * self.depth]
-            user.next = <uint32_t>((self.first_user + i) % self.wire_count)
+            user.next = <uint32_t>(self.random() * self.wire_count) if self.random_order \
+                else <uint32_t>((self.first_user + i) % self.wire_count)
             user.left = repetitions if repetitions else UINT64_MAX
         return 0
 
@@ -398,9 +420,9 @@ cdef class Engine:
     def measure(self):
         """The warm-up is over: what was begun, or planned, before now is not counted."""
         cdef int64_t now_ns = _sys.ek_now_ns()
+        self.planned_from = self.planned_by(now_ns)
         self.warming = False
         self.begun = 0
-        self.planned_from = self.planned_by(now_ns)
         self.counted.clear(now_ns)
 
     def stop(self, grace=0.0):
@@ -412,7 +434,7 @@ cdef class Engine:
         self.stopped_ns = now_ns
         self.settle(now_ns)
         if not self.done:
-            self.loop.call_later(grace_ns / 1e9, self.give_up)
+            self.grace = self.loop.call_later(grace_ns / 1e9, self.give_up)
 
     def give_up(self):
         """What has no answer yet will have none."""
@@ -630,14 +652,15 @@ cdef class Engine:
             buckets_record(&self.counted.recent, now_ns - begun_ns)
             self.counted.counts.answered += 1
             self.counted.counts.statuses[status] += 1
-            if self.expected[status] and (self.expected_body is None or self.expected_body in self.body):
+            if self.expected[status] and (self.expected_body is None
+                                          or visit.body is not None and self.expected_body in visit.body):
                 self.counted.counts.successful += 1
             else:
                 self.counted.counts.failed += 1
                 self.counted.counts.unexpected += 1
                 self.counted.count_error("expect", "body" if self.expected[status] else str(status))
         if self.expected_body is not None:
-            self.body.clear()
+            visit.body = None
         if not keep:
             visit.leave()
         else:
@@ -646,16 +669,14 @@ cdef class Engine:
                 visit.set_deadline_ns(self.timeout_ns if behind else 0)
         return self.settle(now_ns) if self.under_way == 0 else 0
 
-    cdef int keep_body(self, const char *data, Py_ssize_t length) except -1:
-        cdef Py_ssize_t room = BODY_KEPT_BYTES - PyByteArray_GET_SIZE(self.body)
-        self.body += data[:min(length, room)]
-        return 0
-
     cdef int broke_off(self, User *user) noexcept:
         """What he had begun ends here, on purpose."""
-        self.counted.counts.broken_off += user.count
         self.under_way -= user.count
-        user.count = user.sent = 0
+        while user.count:
+            self.counted.counts.broken_off += user.ring[user.first].begun_ns >= self.counted.epoch_ns
+            user.first = (user.first + 1) % self.depth
+            user.count -= 1
+        user.sent = 0
         return 0
 
     cdef int fail(self, User *user, str phase, str name, int64_t now_ns, bint waited) except -1:
@@ -675,6 +696,7 @@ cdef class Engine:
     cdef int fail_all(self, User *user, str phase, str name, int64_t now_ns, bint waited) except -1:
         while user.count:
             self.fail(user, phase, name, now_ns, waited)
+        user.sent = 0
         return 0
 
     cdef int closed(self, User *user, object reason) except -1:
@@ -687,7 +709,6 @@ cdef class Engine:
             self.counted.note_open(now_ns, -1)
         if self.done or self.loop.closed:
             return 0
-        self.body.clear()
         user.failures += 1
         if not flags & USER_OPEN:
             self.counted.counts.connect_failures += 1
@@ -696,18 +717,18 @@ cdef class Engine:
             if user.count:
                 self.fail(user, phase, name, now_ns, name == "timeout")
         elif flags & USER_LEAVES or user.count == 0:
-            user.failures = 0
+            if not flags & USER_BROKE or flags & USER_SERVED:
+                user.failures = 0
             self.counted.counts.resent += user.sent  # a server that says close has not looked at what is behind it
             self.counted.counts.reconnects += not flags & USER_LEAVES
         else:
-            self.fail_all(user, "write" if flags & USER_WRITES else "read" if flags & USER_IN_ANSWER else "first-byte",
-                          name_of(reason), now_ns, False)
+            self.fail_all(user, phase_of(flags), name_of(reason), now_ns, False)
             if flags & USER_SERVED:
                 user.failures = 0
         user.sent = 0
         if user.failures and not self.exhausted():
             self.counted.counts.backoffs += 1
-            self.rest(user, min(FIRST_BACK_OFF_NS << min(user.failures - 1, <uint32_t>8), LONGEST_BACK_OFF_NS) / 1e9)
+            self.rest(user, min(<int64_t>FIRST_BACK_OFF_NS << min(user.failures - 1, <uint32_t>8), LONGEST_BACK_OFF_NS) / 1e9)
         elif user.count:
             self.open_visit(user)
         else:
@@ -715,16 +736,16 @@ cdef class Engine:
         return self.settle(now_ns)
 
     cdef int rest(self, User *user, double seconds) except -1:
+        cdef object number = user - self.users
         user.flags |= USER_RESTS
-        self.loop.call_later(seconds, self.come_back, user - self.users)
+        self.resting[number] = self.loop.call_later(seconds, self.come_back, number)
         return 0
 
     def come_back(self, number):
         """For a timer: that user has rested."""
         cdef User *user = &self.users[<size_t>number]
         user.flags &= ~<uint32_t>USER_RESTS
-        if self.done:
-            return
+        del self.resting[number]
         if user.count and user.visit == NULL:
             self.open_visit(user)
         else:
@@ -739,11 +760,14 @@ cdef class Engine:
     cdef int finish(self, int64_t now_ns) except -1:
         cdef uint32_t i
         self.counted.note_open(now_ns, 0)
+        self.counted.over = True
         self.ended_ns = now_ns
         self.done = True
-        if self.pacer is not None:
-            self.pacer.cancel()
-            self.pacer = None
+        for timer in (self.pacer, self.grace, *self.resting.values()):
+            if timer is not None:
+                timer.cancel()
+        self.pacer = self.grace = None
+        self.resting.clear()
         for i in range(self.user_count):
             if self.users[i].visit != NULL and self.users[i].flags & USER_OPEN:
                 (<Visit>self.users[i].visit).leave()

@@ -27,6 +27,7 @@ cdef class Tally:
     cdef Buckets connects, lags
     cdef int64_t epoch_ns       # what was begun before is not counted
     cdef uint64_t open_now
+    cdef bint over              # what is still open then is not connected for our sake
     cdef int64_t connected_ns   # integral of open_now, ...
     cdef int64_t connected_since_ns     # ... up to here
     cdef uint64_t told_begun, told_answered, told_failed, told_bytes   # at the last interval

@@ -38,8 +38,9 @@ cdef class Tally:
 
     cdef int note_open(self, int64_t now_ns, int change) noexcept:
         """A connection came, or went."""
-        self.connected_ns += <int64_t>self.open_now * (now_ns - self.connected_since_ns)
-        self.connected_since_ns = now_ns
+        if not self.over:
+            self.connected_ns += <int64_t>self.open_now * (now_ns - self.connected_since_ns)
+            self.connected_since_ns = now_ns
         self.open_now += change
         self.counts.open_peak = max(self.counts.open_peak, self.open_now)
         return 0
