@@ -42,7 +42,7 @@ extensions = [
     Extension(
         f"epollkit.{name}",
         [f"epollkit/{name}.pyx"],
-        depends=["epollkit/_sys.h", "epollkit/_operations.h", *glob(f"epollkit/{name}*.h")],
+        depends=["epollkit/_sys.h", "epollkit/_operations.h", "epollkit/_http1_scan.h", *glob(f"epollkit/{name}*.h")],
         include_dirs=["epollkit"],
         define_macros=[("EPOLLKIT_DEBUG", "1" if DEBUG else "0")],
         extra_compile_args=COMPILE,

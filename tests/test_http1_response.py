@@ -230,12 +230,17 @@ def test_a_status_line_without_end():
     assert "whole head" not in head_outcome(b"HTTP/1.1 200 " + b"a" * 70_000, status_line_bytes=65535).message
 
 
-def test_field_limits():
-    assert isinstance(head_outcome(head(b"a:" + b"b" * 8), field_bytes=10), ResponseHead)
-    assert "longer" in head_outcome(head(b"a:" + b"b" * 9), field_bytes=10).message
-    assert isinstance(head_outcome(head(b"a:", b"b:"), fields=2), ResponseHead)
-    assert "more field lines" in head_outcome(head(b"a:", b"b:", b"c:"), fields=2).message
-    assert len(head_outcome(head(*[b"a:"] * 100)).headers) == 100
+@pytest.mark.parametrize("line", [b"a:b", b"a: b", b"a: b "], ids=["no space", "plain", "space behind"])
+def test_field_limits(line):
+    """Plain lines are read in one go, and by the same limits."""
+    room = len(line)
+    assert isinstance(head_outcome(head(line), field_bytes=room), ResponseHead)
+    assert "longer" in head_outcome(head(line), field_bytes=room - 1).message
+    assert "longer" in head_outcome(head(b"a" + line), field_bytes=room).message
+    assert isinstance(head_outcome(head(line, line), fields=2), ResponseHead)
+    assert "more field lines" in head_outcome(head(line, line, line), fields=2).message
+    assert len(head_outcome(head(*[line] * 100)).headers) == 100
+    assert "more field lines" in head_outcome(head(*[line] * 101)).message
 
 
 @pytest.mark.parametrize("limit", ["status_line_bytes", "fields", "field_bytes"])
@@ -630,6 +635,17 @@ def changed(data):
 def test_heads_with_a_changed_byte(data):
     for other in changed(data):
         check_head(other)
+
+
+@pytest.mark.parametrize("byte", range(256))
+def test_every_byte_at_every_place_of_a_vector(byte):
+    """Sixteen bytes are looked at in one go, here at each of their places; behind them enough to go on with."""
+    for place in range(18):
+        text = b"n" * place + bytes([byte]) + b"n" * (17 - place)
+        for data in (head(text + b": v", b"x: " + b"y" * 20), head(b"n: " + text, b"x: " + b"y" * 20),
+                     head(b"x: " + b"y" * 20, line=b"HTTP/1.1 200 " + text)):
+            expected, answer = reference_head(data), read_head([data])
+            assert answer == expected if expected else isinstance(answer, Refused), (data, answer)
 
 
 @pytest.mark.parametrize("data", BODIES)
