@@ -4,6 +4,7 @@
     python -m bench --quick
 
 `__main__` reads the options; `runner` walks through `modes`; `servers` and `load` start what is measured, and
-`stream_servers` and `stream_load` what has no HTTP; `measure` reads the kernel's accounts and does the arithmetic;
-`report` says what came out.
+`stream_servers` and `stream_load` what has no HTTP, and `generators` load generators and whom they ask; `measure` reads
+the kernel's accounts and does the arithmetic; `instructions`, `stale` and `record` count by `callgrind`; `report` says
+what came out.
 """

@@ -12,12 +12,14 @@ import socket
 from dataclasses import dataclass
 
 from . import callgrind, servers
+from .generators import Generator, GeneratorLoad
 from .load import Load
 from .modes import Mode
 from .stream_load import ConnectLoad
 from .stream_servers import KINDS
 
 REQUESTS = (1_000, 11_000)      # about: a short and a long run
+LENGTHS = (1, 3)                # the same for a generator, in its own measure
 PATIENCE_SECONDS = 60           # without any answer
 
 
@@ -100,7 +102,7 @@ def count_once(server: str, mode: Mode, workshop: servers.Workshop, rounds: int)
     output = workshop.path / f"callgrind.{server}"
     output.unlink(missing_ok=True)
     kind = KINDS[mode.load.work][server]
-    with kind(workshop, closing=mode.load.closing, deferred=mode.deferred, under=callgrind.prefix(output)) as running:
+    with mode.load.server(kind, workshop, deferred=mode.deferred, under=callgrind.prefix(output)) as running:
         if isinstance(mode.load, ConnectLoad):
             mode.load.run_times(running, rounds * mode.load.connections, workshop)
         else:
@@ -109,9 +111,29 @@ def count_once(server: str, mode: Mode, workshop: servers.Workshop, rounds: int)
     return callgrind.read_total(output)
 
 
+def count_generator(name: str, load: GeneratorLoad, workshop: servers.Workshop, length: int) -> tuple[int, int]:
+    """Of a generator that asks for about so long and ends by itself: its instructions and its requests."""
+    output = workshop.path / f"callgrind.{name}"
+    output.unlink(missing_ok=True)
+    generator: Generator = load.server(KINDS[load.work][name], workshop, under=callgrind.prefix(output))
+    requests = generator.run_to_its_end(length)
+    return callgrind.read_total(output), requests
+
+
+def measure_generator(name: str, mode: Mode, workshop: servers.Workshop, runs: int) -> Instructions:
+    """Count short and long runs. wrk stops by the clock, so each run says how many requests it has made."""
+    per_request = []
+    for _ in range(runs):
+        (short, few), (long, many) = (count_generator(name, mode.load, workshop, length) for length in LENGTHS)
+        per_request.append((long - short) / (many - few))
+    return Instructions(mode.name, name, many - few, per_request)
+
+
 def measure_instructions(server: str, mode: Mode, workshop: servers.Workshop, runs: int,
                          requests: tuple[int, int] = REQUESTS) -> Instructions:
     """Count short and long runs."""
+    if isinstance(mode.load, GeneratorLoad):
+        return measure_generator(server, mode, workshop, runs)
     short, long = (rounds_for(mode.load, each) for each in requests)
     asked = (long - short) * mode.load.connections * mode.load.pipeline
     return Instructions(mode.name, server, asked, [

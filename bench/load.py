@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -27,6 +28,12 @@ class Load:
     pipeline: int = 1
     closing: bool = False
     work: ClassVar[str] = "http"        # which kinds of servers it is for
+    sides: ClassVar[tuple[str, str]] = ("server", "generator")      # who is measured, and who is on the other core
+
+    def server(self, kind: type[servers.Server], workshop: servers.Workshop, *, deferred: bool = False,
+               under: Sequence[str] = ()) -> servers.Server:
+        """One to be asked so. See `Server` for the arguments."""
+        return kind(workshop, closing=self.closing, deferred=deferred, under=under)
 
     def run(self, server: servers.Server, seconds: float, workshop: servers.Workshop) -> Answered:
         """Ask for so long."""

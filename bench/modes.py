@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .generators import GeneratorLoad
 from .load import Load
 from .stream_load import ConnectLoad, EchoLoad, TlsLoad
 
@@ -129,14 +130,29 @@ MODES = (
     Mode("connect", "connect, one request, close; 16 at a time", ConnectLoad(16), (
         SAME,
         against("uvloop", "uvloop's create_connection", Target("cpu", 0.75))), unit="connection"),
+    Mode("siege-keep-alive-64", "load generator, keep-alive, 64 connections", GeneratorLoad(64), (
+        SAME,
+        against("wrk", "wrk", Target("user", 1.0), Target("cpu", 1.05)),
+        against("ab", "ab -k", Target("cpu", 1.0)))),
+    Mode("siege-pipelined-16", "load generator, pipelined 16 deep, 64 connections",
+         GeneratorLoad(64, pipeline=16, asked="epollkit"), (
+             SAME,
+             against("wrk", "wrk", Target("user", 0.8)))),
+    Mode("siege-one-request", "load generator, one request per connection", GeneratorLoad(64, closing=True), (
+        SAME,
+        against("wrk", "wrk", Target("cpu", 1.0)),
+        against("ab", "ab"),
+        Comparison("one source address", Setup("spread"), Setup("epollkit"), (Target("cpu", 1.05),)))),
 )
 NEEDS_CC = ("echo-1k", "echo-1m", "connect")        # for their generator, or their peer
 NEEDS_OPENSSL = ("echo-tls",)
+NEEDS_NGINX = ("siege-keep-alive-64", "siege-one-request")      # who is asked there
 MEMORY = "memory"
 SYSTEM_CALLS = "system-calls"
 INSTRUCTIONS = "instructions"
 STALE_CHECK = "stale-check"
-MODE_NAMES = [*(mode.name for mode in MODES), MEMORY, SYSTEM_CALLS, INSTRUCTIONS, STALE_CHECK]
+SIEGE_RECORD = "siege-record"
+MODE_NAMES = [*(mode.name for mode in MODES), MEMORY, SYSTEM_CALLS, INSTRUCTIONS, STALE_CHECK, SIEGE_RECORD]
 QUICK_MODES = ["keep-alive-64", "pipelined-16", MEMORY, SYSTEM_CALLS]
 
 MEMORY_SERVERS = {"http": ("epollkit", "nginx", "uvloop"), "echo": ("epollkit", "uvloop")}
@@ -144,4 +160,4 @@ SYSTEM_CALL_SERVERS = ("epollkit", "floor", "nginx", "uvloop")
 SYSTEM_CALL_LOAD = Load(64)
 
 INSTRUCTION_MODES = ("keep-alive-64", "keep-alive-1000", "pipelined-16", "one-request", "echo-1k", "echo-tls",
-                     "connect")
+                     "connect", "siege-keep-alive-64", "siege-pipelined-16", "siege-one-request")

@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from . import measure, stale
+from . import measure, record, stale
 from .measure import VERDICT_PAIRS, Interval, Pair, Round
 from .modes import AGAIN, CALLS_PER_REQUEST, IDLE_BYTES_AT_MOST, MODES, SAME, Comparison, Mode, Target
 from .runner import Results
@@ -211,6 +211,10 @@ def judge(results: Results) -> list[Judged]:
         judged.append(Judged(
             f"the stale check itself <= {stale.INSTRUCTIONS_AT_MOST} instructions per event",
             f"{check.cost:.1f} ({check.checked:,.1f} with it, {check.unchecked:,.1f} without)", "", check.verdict))
+    if (recorded := results.record) is not None:
+        judged.append(Judged(
+            f"recording a latency <= {record.INSTRUCTIONS_AT_MOST} instructions", f"{recorded.per_latency:.1f}", "",
+            recorded.verdict))
     return judged
 
 
@@ -221,7 +225,8 @@ def cost(side: Side) -> str:
 
 def limits(finding: Finding) -> str:
     """What limited both sides."""
-    first, second = finding.first.limited_by, finding.second.limited_by
+    names = dict(zip(("server", "generator"), finding.mode.load.sides, strict=True))
+    first, second = (names.get(side.limited_by, side.limited_by) for side in (finding.first, finding.second))
     return first if first == second else f"{first} / {second}"
 
 
@@ -343,6 +348,7 @@ def as_json(results: Results, about: dict[str, object]) -> str:
         "system_calls": [asdict(counted) for counted in results.system_calls],
         "instructions": [asdict(counted) for counted in results.instructions],
         "stale_check": results.stale_check and {**asdict(results.stale_check), "cost": results.stale_check.cost},
+        "record": results.record and asdict(results.record),
         "targets": [asdict(each) for each in judge(results)],
     }
     return json.dumps(plain(document), indent=1, ensure_ascii=False) + "\n"

@@ -3,9 +3,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from . import callgrind, idle, instructions, stale, syscalls
+from . import callgrind, generators, idle, instructions, record, stale, syscalls
 from .load import Load
 from .measure import VERDICT_PAIRS, Pair, Round, read_account, read_machine
 from .modes import (
@@ -16,7 +16,9 @@ from .modes import (
     MEMORY_SERVERS,
     MODES,
     NEEDS_CC,
+    NEEDS_NGINX,
     NEEDS_OPENSSL,
+    SIEGE_RECORD,
     STALE_CHECK,
     SYSTEM_CALL_LOAD,
     SYSTEM_CALL_SERVERS,
@@ -35,8 +37,11 @@ SYSTEM_CALL_SECONDS = 2.0   # at least: what connections cost once should not sh
 # For the estimate, in seconds, as seen on the machine where the targets were set.
 ROUND_EXTRA = 0.5           # a server starts, wrk comes and goes
 CROWD_EXTRA = 3.0           # the idle connections come and go
+GENERATOR_EXTRA = 1.0       # a generator gets warm
 INSTRUCTIONS_EACH = 7.0     # a server under a load, a short run and a long one; nginx and the floor are done in two
+GENERATOR_INSTRUCTIONS_EACH = 25.0
 STALE_CHECK_ALL = 90.0      # two builds
+SIEGE_RECORD_ALL = 15.0
 Tell = Callable[[str], object]
 
 
@@ -50,16 +55,18 @@ class Results:
     system_calls: list[syscalls.SystemCalls] = field(default_factory=list)
     instructions: list[instructions.Instructions] = field(default_factory=list)
     stale_check: stale.StaleCheck | None = None
+    record: record.Record | None = None
 
 
 def measure_round(setup: Setup, mode: Mode, workshop: Workshop, seconds: float) -> Round:
     """A fresh server under the mode's load, with its idle crowd beside."""
-    server = KINDS[mode.load.work][setup.server](workshop, closing=mode.load.closing, deferred=mode.deferred)
+    server = mode.load.server(KINDS[mode.load.work][setup.server], workshop, deferred=mode.deferred)
     with contextlib.ExitStack() as stack:
         running = stack.enter_context(server)
         if setup.idle:
             stack.enter_context(idle.crowd(running.port, setup.idle, workshop.load_core))
-        return measure_load(running, mode.load, seconds, workshop)
+        found = measure_load(running, mode.load, seconds, workshop)
+    return replace(found, errors=found.errors + server.errors)
 
 
 def measure_load(running: Server, load: Load, seconds: float, workshop: Workshop) -> Round:
@@ -105,6 +112,11 @@ def runs_for(pairs: int, runs: int) -> int:
     return runs if pairs >= VERDICT_PAIRS else 1
 
 
+def is_about_generators(mode: Mode) -> bool:
+    """Whether generators are measured, not servers."""
+    return isinstance(mode.load, generators.GeneratorLoad)
+
+
 def estimate_seconds(names: Sequence[str], left_out: dict[str, str], pairs: int, seconds: float | None) -> float:
     """How long these modes take, about."""
     names = [name for name in names if name not in left_out]
@@ -113,15 +125,19 @@ def estimate_seconds(names: Sequence[str], left_out: dict[str, str], pairs: int,
         for comparison in mode.comparisons:
             if mode.name in names and not comparison.servers & set(left_out):
                 for setup in (comparison.first, comparison.second):
-                    took += pairs * ((seconds or mode.seconds) + ROUND_EXTRA + CROWD_EXTRA * bool(setup.idle))
+                    took += pairs * ((seconds or mode.seconds) + ROUND_EXTRA + CROWD_EXTRA * bool(setup.idle)
+                                     + GENERATOR_EXTRA * is_about_generators(mode))
     if MEMORY in names:
         measured = sum(len(set(servers) - set(left_out)) for servers in MEMORY_SERVERS.values())
         took += measured * runs_for(pairs, MEMORY_RUNS) * (ROUND_EXTRA + CROWD_EXTRA)
     if SYSTEM_CALLS in names:
         took += len(set(SYSTEM_CALL_SERVERS) - set(left_out)) * (max(seconds or 0, SYSTEM_CALL_SECONDS) + ROUND_EXTRA)
     if INSTRUCTIONS in names:
-        counted = sum(len(set(mode.servers) - set(left_out)) for mode in MODES if mode.name in INSTRUCTION_MODES)
-        took += counted * runs_for(pairs, INSTRUCTION_RUNS) * INSTRUCTIONS_EACH
+        for mode in MODES:
+            if mode.name in INSTRUCTION_MODES:
+                each = GENERATOR_INSTRUCTIONS_EACH if is_about_generators(mode) else INSTRUCTIONS_EACH
+                took += len(set(mode.servers) - set(left_out)) * runs_for(pairs, INSTRUCTION_RUNS) * each
+    took += SIEGE_RECORD_ALL if SIEGE_RECORD in names else 0.0
     return took + (STALE_CHECK_ALL if STALE_CHECK in names else 0.0)
 
 
@@ -137,12 +153,18 @@ def leave_out(names: Sequence[str], fd_limit: int) -> dict[str, str]:
         found.update({name: found["floor"] for name in NEEDS_CC if {name, INSTRUCTIONS} & {*names}})
     if (reason := missing_openssl()):
         found.update({name: reason for name in NEEDS_OPENSSL if {name, INSTRUCTIONS} & {*names}})
+    if "nginx" in found:
+        found.update({name: found["nginx"] for name in NEEDS_NGINX if {name, INSTRUCTIONS} & {*names}})
+    if {INSTRUCTIONS, *(mode.name for mode in MODES if is_about_generators(mode))} & {*names}:
+        found.update({name: reason for name, kind in generators.GENERATORS.items() if (reason := kind.missing())})
     if SYSTEM_CALLS in names and (reason := syscalls.missing()):
         found[SYSTEM_CALLS] = reason
     if INSTRUCTIONS in names and (reason := callgrind.missing()):
         found[INSTRUCTIONS] = reason
     if STALE_CHECK in names and (reason := stale.missing()):
         found[STALE_CHECK] = reason
+    if SIEGE_RECORD in names and (reason := stale.missing()):
+        found[SIEGE_RECORD] = reason
     return found
 
 
@@ -175,6 +197,9 @@ def run(names: Sequence[str], workshop: Workshop, pairs: int, seconds: float | N
     if STALE_CHECK in names:
         tell("the stale check: two builds, and their instructions per event")
         results.stale_check = stale.measure_stale_check(workshop)
+    if SIEGE_RECORD in names:
+        tell("a latency is recorded: instructions")
+        results.record = record.measure_record(workshop)
 
 
 def present(servers: Sequence[str], results: Results) -> list[str]:

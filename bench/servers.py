@@ -130,6 +130,7 @@ class Server:
     title = ""
     defers = True       # whether it has deferred accept
     stdin = subprocess.DEVNULL
+    errors = 0          # of what it did itself, told when it has ended
 
     def __init__(self, workshop: Workshop, *, closing: bool = False, deferred: bool = False,
                  under: Sequence[str] = ()) -> None:
@@ -287,6 +288,7 @@ http {{
         listen {host}:{port} backlog={backlog}{deferred};
         location / {{ return 200 "{body}"; }}
     }}
+    {more}
 }}
 """
 
@@ -302,6 +304,7 @@ class Nginx(Server):
 
     name = "nginx"
     title = "nginx"
+    more_servers = ""       # of its configuration
 
     @classmethod
     def missing(cls) -> str | None:
@@ -313,7 +316,8 @@ class Nginx(Server):
         config.write_text(NGINX_CONF.format(
             master="off" if self.under else "on", user="user root;" if os.geteuid() == 0 else "", path=path,
             fds=FD_LIMIT, connections=FD_LIMIT - 1000, host=HOST, port=self.port, backlog=BACKLOG,
-            deferred=" deferred" if self.deferred else "", body=BODY.decode()))
+            deferred=" deferred" if self.deferred else "", body=BODY.decode(),
+            more=self.more_servers.format(path=path)))
         return [find_program("nginx") or "nginx", "-e", "stderr", "-p", str(path), "-c", str(config)]
 
     def start(self) -> None:

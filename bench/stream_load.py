@@ -73,6 +73,7 @@ class ConnectLoad(Load):
     """No load, but a peer: what is measured connects to it, `connections` at a time."""
 
     work: ClassVar[str] = "connect"
+    sides: ClassVar[tuple[str, str]] = ("client", "server")
 
     def run(self, server: Client, seconds: float, workshop: servers.Workshop) -> Answered:
         with Peer(workshop) as peer:

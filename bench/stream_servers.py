@@ -14,6 +14,7 @@ import subprocess
 import sys
 
 from . import servers
+from .generators import GENERATORS
 from .servers import HERE, HOST, START_SECONDS, Epollkit, Floor, Server, Uvloop
 
 MESSAGE_BYTES = 1024
@@ -172,6 +173,7 @@ KINDS: dict[str, dict[str, type[Server]]] = {
     "echo": {kind.name: kind for kind in (EpollkitEcho, TimedEcho, FloorEcho, UvloopEcho)},
     "tls": {kind.name: kind for kind in (EpollkitTls, UvloopTls)},
     "connect": {kind.name: kind for kind in (EpollkitClient, UvloopClient)},
+    "siege": GENERATORS,
 }
 
 
