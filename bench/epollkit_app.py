@@ -32,4 +32,5 @@ def announce(listener):
 
 
 if __name__ == "__main__":
-    serve(Counting() if "--count" in sys.argv else app, port=0, defer_accept="--defer-accept" in sys.argv, on_listening=announce)
+    serve(Counting() if "--count" in sys.argv else app, port=0, defer_accept="--defer-accept" in sys.argv,
+          on_listening=announce)

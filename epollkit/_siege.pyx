@@ -728,7 +728,8 @@ cdef class Engine:
         user.sent = 0
         if user.failures and not self.exhausted():
             self.counted.counts.backoffs += 1
-            self.rest(user, min(<int64_t>FIRST_BACK_OFF_NS << min(user.failures - 1, <uint32_t>8), LONGEST_BACK_OFF_NS) / 1e9)
+            self.rest(user, min(<int64_t>FIRST_BACK_OFF_NS << min(user.failures - 1, <uint32_t>8),
+                                LONGEST_BACK_OFF_NS) / 1e9)
         elif user.count:
             self.open_visit(user)
         else:

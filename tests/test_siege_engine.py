@@ -6,16 +6,15 @@ import re
 import tracemalloc
 import weakref
 from collections import Counter
+from itertools import pairwise
 
 import pytest
-from peers import Peer
 from siege_servers import (
     Site,
     answer,
     arrive,
     ask,
     besiege,
-    checked,
     chunked,
     ended,
     errors,
@@ -429,7 +428,7 @@ def test_delays_are_random_and_within_bounds(clock, bench):
     besiege(bench, [site.ask()], users=2, repetitions=201, delay=3.0, seed=1)
     assert all(visited[0] * SECOND_NS == begun_ns for visited in times.values()), "the first asks at once"
     gaps = [later - sooner for visited in times.values()
-            for sooner, later in zip(visited, visited[1:], strict=False)]
+            for sooner, later in pairwise(visited)]
     assert len(gaps) == 400
     assert 0 <= min(gaps) < 0.1
     assert 2.9 < max(gaps) < 3.01

@@ -129,8 +129,8 @@ def test_keep_alive(nginx, bench):
 
 @pytest.mark.parametrize("pipeline", [1, 16])
 def test_connections_that_end_in_mid_run(nginx, bench, pipeline):
-    """After 100 requests nginx ends a connection, with `Connection: close` in the last answer. What was pipelined behind
-    it is asked again, and counts once."""
+    """After 100 requests nginx ends a connection, with `Connection: close` in the last answer. What was pipelined
+    behind it is asked again, and counts once."""
     server = nginx(keepalive_requests=100)
     before = server.status()
     tally = besiege(bench, [ask(server.address, path) for path in PATHS], users=5, repetitions=1000,

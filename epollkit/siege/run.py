@@ -109,7 +109,7 @@ class Siege:
         addresses = resolve(scenario)
         raise_fd_limit(scenario)
         prepared = requests(scenario, addresses)
-        head_room = HeadRoom(scenario.sources, len(set(addresses.values())))
+        head_room = HeadRoom(scenario.sources, len(set(addresses.values())))     # none: a unix socket
         if scenario.pid is not None:
             self.watch = Watch(scenario.pid)
         if scenario.processes == 1 and self.on_progress is None:
