@@ -106,6 +106,7 @@ cdef class Engine:
     cdef uint64_t number        # requests at most; 0: no limit
     cdef double rate            # requests a second; 0: closed loop
     cdef double delay           # seconds
+    cdef int64_t first_due_ns
     cdef bint keep_alive, random_order, repeats
     cdef Close close
     cdef list sources
@@ -120,7 +121,7 @@ cdef class Engine:
     cdef Visit coming
 
     # how it goes
-    cdef int64_t started_ns     # open loop: planned times count from here
+    cdef int64_t started_ns     # open loop: planned times count from here; 0: not yet
     cdef int64_t stopped_ns     # nothing is planned behind it; INT64_MAX: not yet
     cdef int64_t ended_ns       # 0: not yet
     cdef bint warming           # before measure(): `number` and `repetitions` do not count yet

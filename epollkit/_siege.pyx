@@ -295,6 +295,7 @@ cdef class Engine:
         number: requests in all, repetitions: of each user; 0 is no limit.
         delay: seconds; a user waits at random for up to that long between two requests.
         rate: requests a second, planned at equal distances from the start on, whatever the server does; 0: closed loop.
+        first_due: seconds from the start to the first planned one, where several engines share a rate.
         pipeline: requests that a connection may have under way. keep_alive: ask more than once on a connection.
         sources: addresses to connect from, in turn. close: how connections end: "fin", "rst", "half", "abandon",
             "rst-mid-request", "rst-mid-response".
@@ -314,7 +315,7 @@ cdef class Engine:
 
     def __init__(self, loop, prepared, *, users, number=0, repetitions=0, delay=0.0, rate=0.0, pipeline=1,
                  keep_alive=True, random_order=False, sources=(), close="fin", connect_timeout=10.0, timeout=30.0,
-                 statuses=None, body=b"", seed=0, first_user=0):
+                 statuses=None, body=b"", seed=0, first_user=0, first_due=0.0):
         if self.loop is not None:
             raise UsageError("this engine is made already")
         if not isinstance(loop, Loop):
@@ -329,6 +330,7 @@ cdef class Engine:
         self.timeout_ns = whole_ns("timeout", timeout)
         self.connect_timeout = whole_ns("connect_timeout", connect_timeout) / 1e9
         self.delay = whole_ns("delay", delay, True) / 1e9
+        self.first_due_ns = whole_ns("first_due", first_due, True)
         if type(rate) not in (int, float) or not 0 <= rate <= 1e9:
             raise UsageError(f"rate is a number of requests a second, at most 1e9, not {rate!r}")
         self.rate = rate
@@ -411,7 +413,7 @@ cdef class Engine:
         cdef uint32_t i
         if self.started_ns:
             raise UsageError("this engine was started already")
-        self.started_ns = now_ns
+        self.started_ns = now_ns + self.first_due_ns
         self.warming = warm_up
         self.counted.clear(now_ns)
         for i in range(self.user_count):
@@ -485,6 +487,8 @@ cdef class Engine:
         if self.rate == 0 or self.started_ns == 0:
             return 0
         now_ns = min(now_ns, self.stopped_ns)
+        if now_ns < self.started_ns:
+            return 0
         count = <uint64_t>((now_ns - self.started_ns) * (self.rate / 1e9)) + 1
         while count and self.due_ns(count - 1) > now_ns:    # roundings, by one at most
             count -= 1

@@ -825,6 +825,7 @@ def test_engine_and_loop_are_dropped_unclosed(connected):
     ({"statuses": [1000]}, "a status is a whole number from 0 to 999"),
     ({"seed": -1}, "seed is a whole number from 0"),
     ({"first_user": "a"}, "first_user is a whole number from 0"),
+    ({"first_due": -1.0}, "first_due is a number of seconds from 0"),
     ({"prepared": []}, "requests is a whole number from 1"),
     ({"prepared": [("GET", None, None, None, False)]}, "a request on the wire is bytes, not 'GET'"),
     ({"prepared": [(b"", None, None, None, False)]}, "a request on the wire is bytes"),

@@ -104,6 +104,29 @@ def test_number_at_a_rate(bench, users):
     assert len(latencies_ns(tally, "lag")) == 50
 
 
+@pytest.mark.debug_build
+def test_engines_that_share_a_rate_take_turns(clock, bench):
+    """25 a second each, the second one half a distance later: all that comes is 20 ms apart."""
+    came_ns = []
+    site = Site(bench, lambda visitor, request: (came_ns.append(clock.now_ns), visitor.write(OK)))
+    begun_ns = clock.now_ns
+    engines = [Engine(bench.loop, [site.ask()], users=2, number=10, rate=25, first_due=due) for due in (0.0, 0.02)]
+    for engine in engines:
+        engine.start()
+    tallies = [ended(bench, engine) for engine in engines]
+    assert [tally["planned"] for tally in tallies] == [10, 10]
+    assert [came - begun_ns for came in came_ns] == pytest.approx([n * 20_000_000 for n in range(20)], abs=5e6)
+
+
+def test_nothing_is_planned_before_the_first_is_due(bench):
+    site = Site(bench, says(OK))
+    engine = Engine(bench.loop, [site.ask()], users=2, rate=1000, first_due=1000.0)
+    engine.start()
+    engine.stop()
+    tally = ended(bench, engine)
+    assert (tally["planned"], tally["unanswered"], len(site.requests)) == (0, 0, 0)
+
+
 def test_no_more_connections_than_there_is_work_for(bench):
     """At a rate a user connects when he is first needed."""
     site = Site(bench, says(OK))

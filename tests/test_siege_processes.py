@@ -150,7 +150,8 @@ def test_a_worker_whose_parent_is_gone_before_it_begins_ends(served, told):
     """It has nothing to say yet, so only the end of its stdin can tell it."""
     [(first_user, share)] = shares(Scenario(served.url, users=1, seconds=600))
     host, port = share.targets[0].parsed.host, share.targets[0].parsed.port
-    config = {"scenario": share.to_json(), "first_user": first_user, "addresses": [[host, port, [host, port]]]}
+    config = {"scenario": share.to_json(), "first_user": first_user, "first_due": 0.0,
+              "addresses": [[host, port, [host, port]]]}
     worker = subprocess.Popen([sys.executable, "-c", BOOT.format(path=sys.path)], stdin=subprocess.PIPE,
                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:

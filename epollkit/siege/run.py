@@ -143,7 +143,8 @@ class Siege:
         """Start them, let them begin together, and wait for what they found."""
         places = [(*place, address) for place, address in addresses.items()]
         for index, (first_user, share) in enumerate(shares(self.scenario)):
-            self.start(index, {"scenario": share.to_json(secrets=True), "first_user": first_user, "addresses": places})
+            self.start(index, {"scenario": share.to_json(secrets=True), "first_user": first_user, "addresses": places,
+                               "first_due": index / self.scenario.rate if self.scenario.rate else 0.0})
         for worker in self.workers:
             worker.send(**worker.config)
         self.wait_for("ready")

@@ -33,7 +33,8 @@ class SiegeFailed(EpollkitError):
 class Share:
     """What one process does of a siege, from its first connection to its tally."""
 
-    def __init__(self, loop: Loop, scenario: Scenario, prepared: list[Prepared], emit: Emit, first_user: int) -> None:
+    def __init__(self, loop: Loop, scenario: Scenario, prepared: list[Prepared], emit: Emit, first_user: int,
+                 first_due: float) -> None:
         self.loop = loop
         self.scenario = scenario
         self.emit = emit
@@ -48,7 +49,7 @@ class Share:
             keep_alive=scenario.keep_alive, random_order=scenario.random_order, sources=scenario.sources,
             close=scenario.close, connect_timeout=scenario.connect_timeout, timeout=scenario.timeout,
             statuses=scenario.expect_status, body=scenario.expect_body or b"",
-            seed=scenario.seed or 0, first_user=first_user)
+            seed=scenario.seed or 0, first_user=first_user, first_due=first_due)
         self.engine.on_done = loop.stop
 
     def begin(self) -> None:
@@ -106,19 +107,20 @@ class Share:
             "fds_peak": self.fds_before + tally["open_peak"]}}
 
 
-def run_here(scenario: Scenario, prepared: list[Prepared], emit: Emit, first_user: int = 0,
+def run_here(scenario: Scenario, prepared: list[Prepared], emit: Emit, first_user: int = 0, first_due: float = 0.0,
              attend: Callable[[Share], object] | None = None) -> dict[str, Any]:
     """Run a scenario, as one process of it, on a loop of its own.
 
     Args:
         emit: called with {"interval", "t_s"} every quarter of a second, and once at the end.
         first_user: the number of the first of its users among those of all processes.
+        first_due: with a rate, when its first request is planned: processes take turns.
         attend: called with the share, which is to `begin()` in its time; by default that is now.
 
     Returns {"tally", "usage"}.
     """
     with Loop(max_connections=scenario.users + SPARE_FDS) as loop:
-        share = Share(loop, scenario, prepared, emit, first_user)
+        share = Share(loop, scenario, prepared, emit, first_user, first_due)
         if attend is None:
             share.begin()
         else:
@@ -183,7 +185,8 @@ def main() -> int:
         scenario = Scenario.from_json(config["scenario"])
         places = {(host, port): address if isinstance(address, str) else tuple(address)
                   for host, port, address in config["addresses"]}
-        result = run_here(scenario, requests(scenario, places), send, config["first_user"], Commands)
+        result = run_here(scenario, requests(scenario, places), send, config["first_user"],
+                          config["first_due"], Commands)
     except (EpollkitError, OSError) as error:
         print(getattr(error, "strerror", None) or error, file=sys.stderr)
         return 1
