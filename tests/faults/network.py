@@ -68,11 +68,12 @@ class Lab:
             while talk.more():
                 pass
 
-    def empty(self) -> None:
-        """Nothing is left of any connection."""
+    def empty(self) -> dict[str, Any]:
+        """Nothing is left of any connection. What the program has counted."""
         counts = self.subject.ask("count")
         if counts["fds"] or counts["live"] or counts["timers"] or counts["wrong"] or counts["lost"]:
             raise Wrong(f"left: {counts}")
+        return counts
 
 
 # -- conversations that are cut off ------------------------------------------------------------------------------------
