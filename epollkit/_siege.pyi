@@ -6,8 +6,7 @@ from epollkit._connection import Connection
 from epollkit.loop import Loop
 
 @final
-class Visit(Connection):
-    def __init__(self) -> None: ...
+class Visit(Connection): ...
 
 @final
 class Engine:
