@@ -2,11 +2,14 @@ from collections.abc import Callable, Iterable, Sequence
 from ssl import SSLContext
 from typing import Any, final
 
+from typing_extensions import Never
+
 from epollkit._connection import Connection
 from epollkit.loop import Loop
 
 @final
-class Visit(Connection): ...
+class Visit(Connection):
+    def __init__(self, *args: Never, **kwargs: Never) -> None: ...
 
 @final
 class Engine:
