@@ -459,12 +459,12 @@ cdef int64_t whole_ns(object timeout) except -1:
     return checked_seconds_ns("timeout", timeout)
 
 
-cdef bint is_numeric(object address) except -1:
+cdef bint is_numeric(object address, int least_port) except -1:
     """Whether it is (host, port) with a numeric host, and nothing is wrong with it. Most are: the rest take longer."""
     cdef sockaddr_storage unused
     if type(address) is not tuple or len(address) != 2 or type(address[0]) is not str or type(address[1]) is not int:
         return False
-    return 1 <= address[1] <= 65535 and make_address(address, &unused) > 0
+    return least_port <= address[1] <= 65535 and make_address(address, &unused) > 0
 
 
 cdef tuple checked_ends(object address, object bind):
@@ -538,10 +538,10 @@ cdef class Loop(_buffered.Loop):
         the factory raises. Everything else, LimitReached too, comes through `on_close`. Not thread-safe.
         """
         cdef int64_t timeout_ns = whole_ns(timeout)
-        cdef bint known = bind is None and is_numeric(address)
+        cdef bint known = is_numeric(address, 1) and (bind is None or is_numeric(bind, 0))
         cdef Connector connector = Connector.__new__(Connector)
         cdef Endpoint stream
-        target, source = address, None
+        target, source = address, bind
         if not known:
             target, known, source = checked_ends(address, bind)
         if server_hostname is not None and not ssl:

@@ -341,7 +341,7 @@ cdef class Engine:
         if self.delay and (self.rate or self.depth > 1):
             raise UsageError("a delay is one between two requests of a user: not with a rate, nor with a pipeline")
         self.random_order = random_order
-        self.sources = list(sources)
+        self.sources = [(source, 0) if isinstance(source, str) else source for source in sources]
         self.expected_body = bytes(body) or None
         self.random_state = (<uint64_t>checked_number("seed", seed, 0, (1 << 63) - 1) + 1) * 0x9E3779B97F4A7C15u | 1
         for status in range(STATUSES) if statuses is None else statuses:
