@@ -4,7 +4,7 @@ A connection between two requests is `HttpConnection` and its slot, nothing else
 `Partial`, which exists only while there is one.
 """
 from cpython.object cimport PyObject
-from libc.stdint cimport int64_t, uint8_t, uint16_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
 
 from epollkit._http1 cimport Head, HeadLimits
 from epollkit._connection cimport Connection
@@ -78,5 +78,6 @@ cdef class HttpConnection(Connection):
     cdef int answer(self, Request request) except -1
     cdef Response answered(self, Request request, PyObject *result)
     cdef int respond(self, Request request, Response response) except -1
+    cdef uint32_t patience_with(self, Request request) noexcept
     cdef int refuse(self, int status, str why, bint bare) except -1
     cdef int put_bytes(self, bytes data) except -1

@@ -8,7 +8,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from cpython.object cimport PyObject, visitproc
 from cpython.ref cimport Py_DECREF, Py_REFCNT
 from cpython.unicode cimport PyUnicode_DecodeASCII
-from libc.stdint cimport int64_t, uint8_t, uint16_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
 from libc.stdio cimport snprintf
 from libc.string cimport memcpy
 from libc.time cimport gmtime_r, time_t, tm
@@ -33,8 +33,8 @@ from epollkit._http1 cimport (
 from epollkit._room cimport rest
 from epollkit._slots cimport SLOT_IDLE
 from epollkit._buffered cimport (
-    READ_ROOM_BYTES, SCRATCH_BYTES, SCRATCH_PIECE_BYTES, STREAM_CLOSING, STREAM_LINGERS, STREAM_PAUSED, Loop,
-    has_unsent, reserve,
+    READ_ROOM_BYTES, SCRATCH_BYTES, SCRATCH_PIECE_BYTES, STREAM_CLOSING, STREAM_LINGERS, STREAM_MAY_LINGER,
+    STREAM_PAUSED, Loop, has_unsent, reserve,
 )
 from epollkit._connection cimport Connection
 
@@ -677,9 +677,16 @@ cdef class HttpConnection(Connection):
             self.put(out, used, None)
         if with_body:
             self.put_bytes(response.body)
-        if not keep:                        # whoever was not asked to close may be sending already
-            return self.close_softly(STREAM_LINGERS if request.keep_alive else 0)
+        if not keep:
+            return self.close_softly(self.patience_with(request))
         return 0
+
+    cdef uint32_t patience_with(self, Request request) noexcept:
+        """Whoever was not asked to close may be sending already. Whoever has asked to is to send nothing more (RFC 9112
+        9.6); if he does all the same, he loses what his socket had no room for: so where there is much, it is asked."""
+        if request.keep_alive:
+            return STREAM_LINGERS
+        return STREAM_MAY_LINGER if self.output != NULL else 0
 
     cdef int refuse(self, int status, str why, bint bare) except -1:
         """One answer (bare: without its body, for HEAD), then close. Nothing behind it is executed; what still comes is

@@ -151,6 +151,19 @@ def test_nothing_behind_connection_close_is_executed(bench, app):
     assert app.paths == ["/last"]
 
 
+@pytest.mark.parametrize("last", [get(b"/last", version=b"1.0"), get(b"/last", b"Connection: close")])
+def test_large_answers_arrive_although_the_peer_goes_on_after_it_has_asked_for_the_end(bench, last):
+    """It has not read them yet, and its next bytes meet a server that is through: a plain close would be a reset."""
+    client = bench.connect(bench.serve(lambda request: Response(b"x" * 70_000)))
+    client.send(get() + get() + last)
+    bench.quiet()
+    client.offer(CANARY)
+    bench.quiet()
+    for _ in range(3):
+        assert len(client.receive_response().body) == 70_000
+    assert client.eof()
+
+
 @pytest.mark.parametrize("size", [0, 1, 16384, 70_000])
 def test_head_is_answered_like_get_without_the_body(bench, size):
     client = bench.connect(bench.serve(lambda request: Response(b"x" * size, 200, ((b"X-A", b"b"),))))
