@@ -14,8 +14,9 @@ import sys
 from pathlib import Path
 
 # They can't live with the address sanitizer: curl hangs in setlocale(), valgrind must come first itself; and
-# redis-server, which has an allocator of its own and forks, would at best be slow: its memory is not the matter here.
-ORDINARY = ["curl", "valgrind", "redis-server"]
+# redis-server and chromium, which have allocators of their own and fork, would at best be slow: their memory is not the
+# matter here.
+ORDINARY = ["curl", "valgrind", "redis-server", "chromium"]
 
 
 def library(name: str) -> str:
