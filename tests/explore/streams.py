@@ -231,8 +231,9 @@ class Streams(World):
             self.table.named(stream.token)
         self.story.append(f"{talk.name}.{upcall}({'' if value is None else repr(value)})")
         if (upcall, value) == ("on_timeout", "read"):
-            quiet_ns = self.kernel.now_ns - self.quiet_ns.pop(talk, self.kernel.now_ns)
+            quiet_ns = self.kernel.now_ns - self.quiet_ns.get(talk, self.kernel.now_ns)
             require(quiet_ns >= SECOND_NS, 1, f"{talk.name} is told of {quiet_ns / 1e9} s of silence")
+            self.quiet_ns[talk] = self.kernel.now_ns        # Ctrl-C may keep it from its end: then it begins anew
         elif (upcall, value) == ("on_timeout", "write"):
             waits_ns = self.kernel.now_ns - self.wrote_ns.get(talk, self.kernel.now_ns)
             require(waits_ns >= WRITE_SECONDS * SECOND_NS, 1, f"{talk.name} has waited for {waits_ns / 1e9} s only")
