@@ -5,6 +5,7 @@ Whoever is over is replaced. When the time is up nobody new comes; what is owed 
 from __future__ import annotations
 
 import random
+import time
 
 from epollkit import Loop
 from stress.children import Message, obey, send
@@ -135,5 +136,6 @@ class Crowd:
     def report(self, final: bool = False) -> None:
         open_now = sum(len(visitors) for visitors in self.visitors.values()) - self.connecting
         self.open_peak = max(self.open_peak, open_now)
-        message = {"counts": self.counts, "open": open_now, "open_peak": self.open_peak}
+        message = {"counts": self.counts, "open": open_now, "open_peak": self.open_peak,
+                   "cpu_seconds": time.process_time()}
         send({**message, "final": True} if final else message)

@@ -73,6 +73,7 @@ class Found:
     failures: list[str] = field(default_factory=list)
     proxy: dict[str, int] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)     # for the table
+    crowd_cpu: float = 0.0                                  # of a core, while it was wanted
 
 
 def scaled(turn: dict[str, int], connections: int | None) -> dict[str, int]:
@@ -145,7 +146,7 @@ class Run:
 
     def __init__(self, options: Options, plan: Plan, server: Server, crowd: Child, found: Found) -> None:
         self.options, self.plan, self.server, self.crowd, self.found = options, plan, server, crowd, found
-        self.began = time.monotonic()
+        self.begin()
         self.turn_seconds = options.seconds / (len(plan.turns) * plan.cycles)
         self.sample_every = min(SAMPLE_SECONDS, options.seconds / 100, self.turn_seconds / 5)
         self.sampled, self.told = 0.0, self.began
@@ -162,6 +163,8 @@ class Run:
             self.crowd.send(command="want", crowd=turns[number % len(turns)])
             if not self.watch_until(self.began + (number + 1) * self.turn_seconds):
                 return
+        used = self.crowd.last.get("cpu_seconds", 0.0) - self.cpu_before
+        self.found.crowd_cpu = used / (time.monotonic() - self.began)
         self.crowd.send(command="end")
         deadline = self.options.patience + (self.options.deadline or 0.0) + HANG_SECONDS
         if self.watch_until(time.monotonic() + deadline) and not self.crowd.last.get("final"):
@@ -174,7 +177,12 @@ class Run:
         while self.found.open_peak < sum(crowd.values()) and time.monotonic() < deadline:
             if not self.watch_until(time.monotonic() + 0.1):
                 return
+        self.begin()
+
+    def begin(self) -> None:
+        """The time begins."""
         self.began = time.monotonic()
+        self.cpu_before = self.crowd.last.get("cpu_seconds", 0.0)
 
     def watch_until(self, when: float) -> bool:
         """Take reports and samples. False: the server is gone."""

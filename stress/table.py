@@ -44,6 +44,7 @@ def server_table(plan: Plan, options: Options, found: Found) -> Table:
         span = found.samples[-1].seconds - found.samples[0].seconds
         used = (found.samples[-1].cpu_seconds - found.samples[0].cpu_seconds) / max(span, 1e-6)
         made.add_row("CPU, of a core", "", f"{used:.0%}", "gone" if found.rest is None else f"{found.rest.cpu:.0%}")
+    made.add_row("the crowd's CPU, of a core", "", f"{found.crowd_cpu:.0%}", "")
     made.add_row("open at once", "", f"{found.open_peak:,}", "")
     limit = plan.probe_limit if options.probe_limit is None else options.probe_limit
     made.add_row(f"probe, {len(found.probe.latencies)} times: p99", "", f"{found.probe.p99() * 1000:,.1f} ms",
