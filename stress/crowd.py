@@ -1,15 +1,18 @@
 """The crowd's process: so many visitors of each kind at any time, and an account of what became of them.
 
 Whoever is over is replaced. When the time is up nobody new comes; what is owed is waited for, so long as patience goes.
+Of some kinds most are users of a load engine (stress.volume), which is quicker.
 """
 from __future__ import annotations
 
 import random
 import time
+from collections import Counter
 
 from epollkit import Loop
 from stress.children import Message, obey, send
 from stress.visitors import BEHAVIOURS, Visitor
+from stress.volume import Volume, engines_for, visitors_among
 
 SOURCES = [f"127.0.0.{number}" for number in range(2, 34)]     # each has its own ports
 AT_ONCE = 256               # connects under way
@@ -50,9 +53,11 @@ class Crowd:
         self.deadline: float | None = config["deadline"]
         self.patience: float = config["patience"]
         self.random = random.Random(config["seed"])
-        self.wanted: dict[str, int] = {}
+        self.sources = SOURCES if self.address[0].startswith("127.") else []
+        self.wanted: dict[str, int] = {}            # visitors
         self.visitors: dict[str, set[Visitor]] = {name: set() for name in BEHAVIOURS}
-        self.counts: dict[str, dict[str, int]] = {}
+        self.volumes: list[Volume] = []             # those that are not over
+        self.counts: dict[str, Counter[str]] = {}   # but for volumes that are not over
         self.connecting = self.born = self.open_peak = 0
         self.ending = False
         self.give_up_at = 0.0
@@ -63,9 +68,12 @@ class Crowd:
 
     def want(self, crowd: dict[str, int]) -> None:
         """From now on so many of each kind. Whoever is too many leaves when it may."""
-        self.wanted = crowd
-        for name in crowd:
-            self.counts.setdefault(name, dict.fromkeys(COUNTS, 0))
+        self.wanted = {name: visitors_among(name, count) for name, count in crowd.items() if name in BEHAVIOURS}
+        for volume in self.volumes:
+            volume.farewell()
+        for name, count in crowd.items():
+            self.counts.setdefault(name, Counter(dict.fromkeys(COUNTS, 0)))
+            self.volumes += engines_for(self, name, count)
         for name, visitors in self.visitors.items():
             if name not in crowd:
                 for visitor in list(visitors):
@@ -77,6 +85,8 @@ class Crowd:
         self.ending = True
         self.wanted = {}
         self.give_up_at = self.loop.time() + self.patience + (self.deadline or 0.0)
+        for volume in self.volumes:
+            volume.farewell()
         for visitors in self.visitors.values():
             for visitor in list(visitors):
                 visitor.farewell()
@@ -96,7 +106,7 @@ class Crowd:
         visitor.count("begun")
         self.born += 1
         self.connecting += 1
-        source = (SOURCES[self.born % len(SOURCES)], 0) if self.address[0].startswith("127.") else None
+        source = (self.sources[self.born % len(self.sources)], 0) if self.sources else None
         self.loop.connect(self.address, lambda: visitor, timeout=self.patience, bind=source)
 
     def connected(self) -> None:
@@ -120,9 +130,12 @@ class Crowd:
     def wait(self) -> None:
         """For those who are owed something. Stops once nobody is."""
         waiting = [visitor for visitors in self.visitors.values() for visitor in visitors]
-        if waiting and self.loop.time() < self.give_up_at:
+        at_work = [volume.engine for volume in self.volumes if not volume.engine.done]
+        if (waiting or at_work) and self.loop.time() < self.give_up_at:
             self.loop.call_later(0.01, self.wait)
             return
+        for engine in at_work:
+            engine.give_up()
         for visitor in waiting:
             visitor.count("unanswered", len(visitor.owed))
             visitor.leave(reset=True)
@@ -135,7 +148,13 @@ class Crowd:
 
     def report(self, final: bool = False) -> None:
         open_now = sum(len(visitors) for visitors in self.visitors.values()) - self.connecting
+        for volume in [volume for volume in self.volumes if volume.over]:
+            self.volumes.remove(volume)
+            self.counts[volume.name].update(volume.counts())
+        counts = {name: Counter(of_kind) for name, of_kind in self.counts.items()}
+        for volume in self.volumes:
+            counts[volume.name].update(volume.counts())
+            open_now += volume.open
         self.open_peak = max(self.open_peak, open_now)
-        message = {"counts": self.counts, "open": open_now, "open_peak": self.open_peak,
-                   "cpu_seconds": time.process_time()}
+        message = {"counts": counts, "open": open_now, "open_peak": self.open_peak, "cpu_seconds": time.process_time()}
         send({**message, "final": True} if final else message)

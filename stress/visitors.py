@@ -1,4 +1,4 @@
-"""How the crowd's members behave: a class each, all of them streams.
+"""How the crowd's visitors behave: a class each, all of them streams.
 
 A visitor does its thing in `begin`, hears `answered_all` when it has what it asked for, and ends with `leave`. If the
 server ends it, `ended` says whether that was right. `farewell` tells it that the time is up.
@@ -143,23 +143,6 @@ class Visitor(Stream):
 
 class Churn(Visitor):
     """Connects, asks once, leaves."""
-
-
-class Reset(Visitor):
-    """Resets: at once, within a head, with its request in flight, or within the answer."""
-
-    def begin(self) -> None:
-        stage = self.crowd.random.randrange(4)
-        if stage == 1:
-            self.say(self.request()[:20])
-        elif stage >= 2:
-            self.say(self.request(big=stage == 3))
-        if stage < 3:
-            self.call_soon(self.leave, True)
-
-    def on_data(self, data: bytes) -> None:
-        self.count("answered")
-        self.leave(reset=True)
 
 
 class HalfClose(Visitor):
@@ -389,7 +372,7 @@ class Customer(Visitor):
 
 
 BEHAVIOURS: dict[str, type[Visitor]] = {
-    "churn": Churn, "reset": Reset, "half_close": HalfClose, "abandon": Abandon, "silent": Silent,
+    "churn": Churn, "half_close": HalfClose, "abandon": Abandon, "silent": Silent,
     "slowloris": Slowloris, "slow_body": SlowBody, "stalled_body": StalledBody, "slow_reader": SlowReader,
     "stuck_reader": StuckReader, "flood": Flood, "idle": Idle, "sleeper": Sleeper, "squatter": Squatter,
     "customer": Customer,
