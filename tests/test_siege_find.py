@@ -144,6 +144,14 @@ def test_a_run_that_answered_nothing_holds_nothing():
     assert (probe.held, probe.why) == (False, "nothing was answered")
 
 
+@pytest.mark.parametrize("assertion", ["failed==0", "unanswered==0", "timed_out<1", "errors<=0"])
+def test_a_run_that_asked_nothing_holds_nothing(assertion):
+    """So short that nothing was planned within it."""
+    nothing = {name: Histogram().dump() for name in ("latency", "lag", "connect")}
+    probe = judged(report(answered=0, successful=0, planned=0, begun=0, **nothing), Assertion.parse(assertion), 1.0)
+    assert (probe.held, probe.why) == (False, "nothing was asked")
+
+
 def test_a_count_is_told_as_one():
     probe = judged(report(failed=5, successful=995), Assertion.parse("failed==0"), 1000.0)
     assert (probe.held, probe.why, probe.value) == (False, "it was 5", 5)

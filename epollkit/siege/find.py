@@ -108,7 +108,8 @@ def search(assertion: str, probe: Callable[[float], Probe], start: float = START
 
 
 def judged(report: Report, assertion: Assertion, rate: float) -> Probe:
-    """What a run says of its rate: it holds if the assertion does, all was sent in time, and hardly anything failed."""
+    """What a run says of its rate: it holds if the assertion does, all was sent in time, and hardly anything failed.
+    What asked nothing shows nothing."""
     verdict = assertion.judge(report)
     lag_limit_s = assertion.limit if assertion.unit == "s" else LAG_SECONDS
     lag_s = (report.lag_s or {}).get("p99") or 0.0
@@ -124,6 +125,8 @@ def judged(report: Report, assertion: Assertion, rate: float) -> Probe:
         why = "nothing was answered" if verdict["value"] is None else f"it was {told(verdict['value'], assertion)}"
     elif broken:
         why = f"{', '.join(broken)} failed"
+    elif not report.begun:          # it was too short for the rate
+        why = "nothing was asked"
     return Probe(rate, report.transaction_rate_per_s, verdict["value"], not why, why)
 
 
