@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import io
 import re
+import signal
 
 import pytest
 from hypothesis import given
@@ -93,6 +94,23 @@ class TestTerminal:
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setenv("TERM", "xterm-256color")
         monkeypatch.setenv("COLUMNS", "120")
+
+    @pytest.mark.parametrize("at", [1, 2])
+    def test_ctrl_c_at_its_very_beginning_leaves_the_cursor(self, at):
+        class Interrupted(Terminal):
+            writes = 0
+
+            def write(self, text: str) -> int:
+                self.writes += 1
+                if self.writes == at:
+                    signal.raise_signal(signal.SIGINT)
+                return super().write(text)
+
+        stream = Interrupted()
+        with pytest.raises(KeyboardInterrupt), View(stream, scenario()):
+            pytest.fail("it was not interrupted")
+        assert stream.getvalue().count("\x1b[?25l") == 1
+        assert stream.getvalue().rfind("\x1b[?25h") > stream.getvalue().rfind("\x1b[?25l")
 
     def test_the_picture(self):
         stream, timeline, now = Terminal(), Timeline(), [0.0]

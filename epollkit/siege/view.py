@@ -13,6 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from epollkit._children import interrupts_wait
 from epollkit.siege import ports
 from epollkit.siege.summary import MIB, duration
 from epollkit.siege.tally import Row, Timeline
@@ -52,7 +53,12 @@ class View:
         if self.stream.isatty() and not self.console.is_dumb_terminal:
             self.live = Live(Text(self.beginning()), console=self.console, auto_refresh=False, transient=True,
                              redirect_stdout=False, redirect_stderr=False)
-            self.live.start(refresh=True)
+            try:
+                with interrupts_wait():         # a Live that has begun by half can't be stopped
+                    self.live.start(refresh=True)
+            except BaseException:               # without it, Ctrl-C would leave a terminal without a cursor
+                self.live.stop()
+                raise
         else:
             print(self.beginning(), file=self.stream, flush=True)
         return self
