@@ -13,6 +13,8 @@ import urllib.parse
 from pathlib import Path
 from types import TracebackType
 
+import psutil
+
 from stress.children import START_SECONDS, StressFailed
 from stress.options import Options
 from stress.watch import Watch, listening_pid
@@ -84,13 +86,20 @@ class Server:
 
     def find(self, url: str) -> None:
         """Another's."""
-        parts = urllib.parse.urlsplit(url)
-        if parts.scheme != "http" or not parts.hostname:
+        try:
+            parts = urllib.parse.urlsplit(url)
+            host, port = parts.hostname, parts.port or 80
+        except ValueError:
+            host = None
+        if host is None or parts.scheme != "http":
             raise StressFailed(f"a server's URL is http://HOST:PORT/PATH, not {url!r}")
-        self.at(parts.hostname, parts.port or 80)
+        self.at(host, port)
         self.path = parts.path or "/"
-        pid = self.options.pid or listening_pid(self.address[1])
-        self.watch = None if pid is None else Watch(pid)
+        pid = listening_pid(port) if self.options.pid is None else self.options.pid
+        try:
+            self.watch = None if pid is None else Watch(pid)
+        except (psutil.NoSuchProcess, ValueError, OverflowError):
+            raise StressFailed(f"there is no process {pid} to watch") from None
 
     def at(self, host: str, port: int) -> None:
         self.address = (host, port)

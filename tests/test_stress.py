@@ -73,6 +73,10 @@ def test_a_crowd_that_would_need_too_many_files(stress):
 @pytest.mark.parametrize("arguments, sentence", [
     (["churn", "--url", "http://127.0.0.1:1/"], "it could not run: the server can't be asked: ConnectionRefusedError"),
     (["churn", "--url", "ftp://127.0.0.1/"], "it could not run: a server's URL is http://HOST:PORT/PATH, not 'ftp"),
+    (["churn", "--url", "http://127.0.0.1:99999/"], "it could not run: a server's URL is http://HOST:PORT/PATH, not "),
+    (["churn", "--url", "http://[::1"], "it could not run: a server's URL is http://HOST:PORT/PATH, not 'http:"),
+    (["churn", "--url", "http://127.0.0.1:1/", "--pid", str(2**31 - 1)], "it could not run: there is no process 2147"),
+    (["churn", "--url", "http://127.0.0.1:1/", "--pid", "-5"], "it could not run: there is no process -5 to watch"),
     (["stale_storm", "--url", "http://127.0.0.1:1/"], "it brings its own servers, so --url is not for it"),
 ])
 def test_what_can_not_be_run_is_said_in_a_sentence(stress, arguments, sentence):
