@@ -307,6 +307,7 @@ URL = "http://127.0.0.1:1/"
     ((URL, "--expect-status", "ok"), "--expect-status are statuses like 200, 2xx or 200-299, separated by commas, "
                                        "not 'ok'"),
     ((URL, "--assert", "p99"), "an assertion is written like"),
+    ((URL, "--assert", "rate>5ms"), "'rate>5ms': rate takes a plain number, without 'ms'"),
     ((URL, "--find", "rate>5"), "--find searches the highest rate that holds something else, like p99<5ms"),
     ((URL, "--find", "p99<5ms", "-r", "5"), "--find tries one rate after the other, each for some seconds, so "
                                             "-r/--reps has no meaning"),
@@ -329,6 +330,11 @@ def test_wrong_usage_gets_one_sentence_and_status_2(arguments, complaint, capsys
     assert len(usage) == 1
     assert usage[0].startswith("usage: epollkit ")
     assert complaint in sentence
+
+
+def test_a_wrong_file_of_authorities_is_named_by_its_option(siege, served):
+    done = siege("--cacert", "/dev/null", served.url.replace("http:", "https:"), status=2)
+    assert "error: --cacert: '/dev/null' can't be used: " in done.stderr
 
 
 def scenario(*arguments):

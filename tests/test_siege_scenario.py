@@ -323,5 +323,5 @@ def test_tls_has_one_context_and_knows_the_host(listener, certificates):
 
 @pytest.mark.parametrize(("name", "why"), [("no/such/file", "No such file or directory"), ("/dev/null", ".*")])
 def test_a_file_of_authorities_that_is_none_is_explained(listener, name, why):
-    with pytest.raises(UsageError, match=rf"^cafile '{name}' can't be used: {why}$"):
+    with pytest.raises(UsageError, match=rf"^cafile: '{name}' can't be used: {why}$"):
         prepare(make(f"https://127.0.0.1:{listener.getsockname()[1]}/", cafile=name))

@@ -47,7 +47,7 @@ class Assertion:
         if metric not in ("rate", "availability", *COUNTS):
             raise UsageError(f"{text!r}: there is no {metric!r}; write {EXAMPLES}")
         if unit not in allowed:
-            raise UsageError(f"{text!r}: {metric} is {'a percentage' if '%' in allowed else 'a plain number'}, "
+            raise UsageError(f"{text!r}: {metric} takes {'a percentage' if '%' in allowed else 'a plain number'}, "
                              f"without {unit!r}")
         return cls(text.strip(), metric, relation, float(number), "%" if metric == "availability" else unit)
 

@@ -55,7 +55,7 @@ def tls_context(scenario: Scenario) -> ssl.SSLContext:
         context = ssl.create_default_context(cafile=scenario.cafile)
     except (OSError, ValueError) as error:      # ssl.SSLError is an OSError; ValueError: a zero byte
         why = getattr(error, "strerror", None) or error
-        raise UsageError(f"cafile {scenario.cafile!r} can't be used: {why}") from None
+        raise UsageError(f"cafile: {scenario.cafile!r} can't be used: {why}") from None
     if scenario.insecure:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
