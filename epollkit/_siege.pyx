@@ -196,7 +196,8 @@ cdef class Visit(Connection):
                 used += self.consume_body(data + used, length - used)
             if user.body.done and user.flags & USER_IN_BODY and self.slot != NULL:
                 if user.sent == 1 and used < length:    # said before the next request was: it is no answer to that
-                    engine.counted.count_error("protocol", UNASKED)
+                    if user.ring[user.first].begun_ns >= engine.counted.epoch_ns:
+                        engine.counted.count_error("protocol", UNASKED)
                     self.reset()
                 engine.answered(user, now_ns)
         return length

@@ -636,6 +636,22 @@ def test_what_fails_behind_the_warm_up_but_was_begun_in_it_is_not_counted(bench,
     assert tally["errors"] == []
 
 
+def test_what_is_said_behind_an_answer_to_the_warm_up_is_not_counted(bench, listening):
+    """Bytes that nobody has asked for are an error of the request that they came with."""
+    engine = Engine(bench.loop, [ask(listening.getsockname())], users=1, number=1)
+    engine.start(warm_up=True)
+    peer = arrive(bench, listening)
+    engine.measure()
+    peer.socket.sendall(OK + b"more")
+    bench.quiet()
+    peer = arrive(bench, listening)
+    take_request(peer)
+    peer.socket.sendall(OK)
+    tally = ended(bench, engine)
+    assert (tally["begun"], tally["answered"]) == (1, 1)
+    assert tally["errors"] == []
+
+
 def test_repetitions_count_from_the_measurement(bench):
     site = Site(bench, says(OK))
     engine = Engine(bench.loop, [site.ask()], users=2, repetitions=3)
