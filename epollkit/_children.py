@@ -1,4 +1,4 @@
-"""Leaf: child processes, seen from who started them: commands on their stdin, reports on their stdout, in JSON lines.
+"""Leaf: child processes: commands on their stdin, reports on their stdout, in JSON lines. Both sides of it.
 
 Ctrl-C is the parent's business: children have SIGINT and SIGTERM blocked from their first instruction on, and end when
 their stdin does.
@@ -10,7 +10,7 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from epollkit.errors import EpollkitError
@@ -126,3 +126,52 @@ class Child:
         self.process.wait()
         for pipe in (self.stdin, self.stdout, self.stderr):
             pipe.close()
+
+
+# -- the child's side --------------------------------------------------------------------------------------------------
+
+def leave() -> None:
+    """The parent is gone, and with it the reason to go on."""
+    raise SystemExit(1)
+
+
+class Commands:
+    """The parent's commands, on this process's stdin.
+
+    Args:
+        functions: what to do, by the command's name; called with the message.
+        gone: called at the end of stdin, when the parent is gone.
+    """
+
+    def __init__(self, functions: dict[str, Callable[[Message], object]],
+                 gone: Callable[[], object] = leave) -> None:
+        self.functions = functions
+        self.gone = gone
+        self.lines = Lines()
+        os.set_blocking(0, False)
+
+    def fileno(self) -> int:
+        return 0
+
+    def read(self, *_: object) -> None:
+        """Run every command that has come."""
+        while True:
+            try:
+                data = os.read(0, READ_BYTES)
+            except BlockingIOError:
+                return
+            if not data:
+                self.gone()
+                return
+            for message in self.lines.feed(data):
+                self.functions[message["command"]](message)
+
+
+def send(message: Message) -> None:
+    """One line to the parent, on stdout. SystemExit: it is gone."""
+    left = memoryview(json.dumps(message).encode() + b"\n")
+    try:
+        while left:
+            left = left[os.write(1, left):]
+    except BrokenPipeError:
+        leave()

@@ -464,6 +464,11 @@ cdef class Engine:
                 buckets_record(&self.counted.recent, now_ns - self.due_ns(number))
         self.finish(now_ns)
 
+    @property
+    def open(self):
+        """How many connections are open now."""
+        return self.counted.open_now
+
     def interval(self):
         """What has happened since the last call: whole numbers by name. Times in nanoseconds; `open` is as of now."""
         return self.counted.since_last()

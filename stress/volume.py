@@ -93,7 +93,7 @@ class Volume:
 
     @property
     def open(self) -> int:
-        return self.engine.interval()["open"]
+        return self.engine.open
 
     def counts(self) -> dict[str, int]:
         """What became of its users, in the crowd's words."""

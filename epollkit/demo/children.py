@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 
 from epollkit import _children
-from epollkit._children import READ_BYTES, Lines, Message, interrupts_wait
+from epollkit._children import Commands, Lines, Message, interrupts_wait, send
 from epollkit.errors import EpollkitError
 
 __all__ = ["Child", "Commands", "DemoFailed", "Lines", "Message", "Reporter", "interrupts_wait", "main", "pin", "send"]
@@ -46,30 +46,6 @@ class Child(_children.Child):
 
 
 # -- the child's side --------------------------------------------------------------------------------------------------
-
-class Commands:
-    """The runner's commands, from stdin. The end of stdin ends the process: the runner is gone."""
-
-    def __init__(self, functions: dict[str, Callable[[Message], None]]) -> None:
-        self.functions = functions
-        self.lines = Lines()
-        os.set_blocking(0, False)
-
-    def fileno(self) -> int:
-        return 0
-
-    def read(self, *_: object) -> None:
-        """Run every command that has come."""
-        while True:
-            try:
-                data = os.read(0, READ_BYTES)
-            except BlockingIOError:
-                return
-            if not data:
-                raise SystemExit(1)
-            for message in self.lines.feed(data):
-                self.functions[message["command"]](message)
-
 
 class Reporter:
     """Tells the runner what this process counts, and what it costs.
@@ -110,14 +86,6 @@ class Reporter:
         counted = self.count()
         costs = self.frozen or self.costs(counted)
         send({**counted, **costs, "rss_bytes": rss, "rss_peak_bytes": self.rss_peak, **more})
-
-
-def send(message: Message) -> None:
-    """One line to the runner. If it is gone, so is the reason to go on."""
-    try:
-        os.write(1, json.dumps(message).encode() + b"\n")
-    except BrokenPipeError:
-        raise SystemExit(1) from None
 
 
 def pin(cores: list[int]) -> None:

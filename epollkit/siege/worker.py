@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from epollkit import IN, Loop
-from epollkit._children import READ_BYTES, Lines, Message
+from epollkit._children import READ_BYTES, Commands, Message, send
 from epollkit._siege import Engine
 from epollkit.errors import EpollkitError
 from epollkit.siege.prepare import Prepared, requests
@@ -132,39 +132,11 @@ def run_here(scenario: Scenario, prepared: list[Prepared], emit: Emit, first_use
 
 # -- as a program ------------------------------------------------------------------------------------------------------
 
-class Commands:
-    """What the parent says, on stdin."""
-
-    def __init__(self, share: Share) -> None:
-        self.share = share
-        self.lines = Lines()
-        os.set_blocking(0, False)
-        share.loop.register(0, IN, self.read)
-        send({"ready": True})
-
-    def read(self, *_: object) -> None:
-        """Carry out every command that has come. At the end of stdin the parent is gone: there is nobody to tell."""
-        while True:
-            try:
-                data = os.read(0, READ_BYTES)
-            except BlockingIOError:
-                return
-            if not data:
-                os._exit(1)
-            for message in self.lines.feed(data):
-                if message["command"] == "go":
-                    self.share.begin()
-                else:
-                    self.share.stop(message["grace"])
-
-
-def send(message: Message) -> None:
-    """One line to the parent. If it is gone, so is the reason to go on."""
-    try:
-        sys.stdout.write(json.dumps(message) + "\n")
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os._exit(1)
+def attend(share: Share) -> None:
+    """Begin and stop when the parent says so."""
+    commands = Commands({"go": lambda _: share.begin(), "stop": lambda message: share.stop(message["grace"])})
+    share.loop.register(0, IN, commands.read)
+    send({"ready": True})
 
 
 def first_line() -> bytes:
@@ -186,7 +158,7 @@ def main() -> int:
         places = {(host, port): address if isinstance(address, str) else tuple(address)
                   for host, port, address in config["addresses"]}
         result = run_here(scenario, requests(scenario, places), send, config["first_user"],
-                          config["first_due"], Commands)
+                          config["first_due"], attend)
     except (EpollkitError, OSError) as error:
         print(getattr(error, "strerror", None) or error, file=sys.stderr)
         return 1
