@@ -6,16 +6,18 @@ import gc
 import os
 import shutil
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
 from batches import Log, Stage, names_looked_up
 from certificates import Certificates
 from connections import Kit
-from wire import Bench
+from wire import Bench, Served
 
 import epollkit
 from epollkit import _resolver
@@ -26,6 +28,7 @@ if DEBUG:
 
 _resolver.IDLE_SECONDS = 0.0        # its threads end with their work, so a test can wait for them
 
+ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = {"ip": "iproute2", "ss": "iproute2", "nft": "nftables"}      # Debian's, where it has another name
 
 hypothesis.settings.register_profile("epollkit", derandomize=True, deadline=None, print_blob=True)
@@ -154,6 +157,34 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 @pytest.fixture
 def peer() -> object:
     return find_peer
+
+
+@pytest.fixture
+def clock() -> Iterator[Any]:
+    """Time that passes when a test says so; in the debug build."""
+    with _operations.fake_clock() as made:
+        yield made
+
+
+@pytest.fixture
+def listening(stage: Stage) -> Any:
+    return stage.listening()
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """`epollkit serve` with tests/support/besieged.py, for clients that are processes."""
+    with Served("--port", "0", "--app-dir", str(ROOT / "tests" / "support"), "besieged:app",
+                directory=tmp_path_factory.mktemp("besieged")) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def stress_package() -> Iterator[None]:
+    """`stress` can be imported: from the source tree, behind the installed epollkit, which the tree would hide."""
+    sys.path.append(str(ROOT))
+    yield
+    sys.path.remove(str(ROOT))
 
 
 @pytest.fixture

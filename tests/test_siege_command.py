@@ -18,14 +18,6 @@ from epollkit import cli
 from epollkit.siege import Scenario, Target
 
 ROOT = Path(__file__).resolve().parent.parent
-SUPPORT = Path(__file__).resolve().parent / "support"
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory):
-    with Served("--port", "0", "--app-dir", str(SUPPORT), "besieged:app",
-                directory=tmp_path_factory.mktemp("besieged")) as made:
-        yield made
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from siege_servers import (
     errors,
     latencies_ns,
     says,
+    start,
     take_request,
 )
 from wire import cuts
@@ -30,24 +31,6 @@ from epollkit._siege import Engine, Visit
 
 SECOND_NS = 1_000_000_000
 OK = answer(b"ok")
-
-
-@pytest.fixture
-def clock():
-    from epollkit import _operations
-    with _operations.fake_clock() as made:
-        yield made
-
-
-@pytest.fixture
-def listening(stage):
-    return stage.listening()
-
-
-def start(bench, prepared, **options):
-    engine = Engine(bench.loop, prepared, **options)
-    engine.start()
-    return engine
 
 
 # -- counts ------------------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from siege_servers import (
     errors,
     latencies_ns,
     says,
+    start,
     take_request,
 )
 
@@ -26,24 +27,6 @@ from epollkit._siege import Engine
 OK = answer(b"ok")
 TIMEOUT = 0.5           # long enough for what the other end says before
 PART = b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n12345"
-
-
-@pytest.fixture
-def clock():
-    from epollkit import _operations
-    with _operations.fake_clock() as made:
-        yield made
-
-
-@pytest.fixture
-def listening(stage):
-    return stage.listening()
-
-
-def start(bench, prepared, **options):
-    engine = Engine(bench.loop, prepared, **options)
-    engine.start()
-    return engine
 
 
 def only(tally, phase, name, count=1):

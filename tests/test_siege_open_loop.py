@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from siege_servers import TCP, Site, answer, ask, besiege, ended, errors, latencies_ns, says
+from siege_servers import TCP, Site, answer, ask, besiege, ended, errors, latencies_ns, says, start
 from wire import Bench
 
 import epollkit
@@ -20,19 +20,6 @@ DEBUG = epollkit.build_info()["build"] == "debug"
 SECOND_NS = 1_000_000_000
 OK = answer(b"ok")
 TICKS = 0.025           # what deadlines may be late by
-
-
-@pytest.fixture
-def clock():
-    from epollkit import _operations
-    with _operations.fake_clock() as made:
-        yield made
-
-
-def start(bench, prepared, **options):
-    engine = Engine(bench.loop, prepared, **options)
-    engine.start()
-    return engine
 
 
 def percentile(tally, share):

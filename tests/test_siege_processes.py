@@ -14,26 +14,16 @@ import socket
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import psutil
 import pytest
-from wire import PATIENCE_SECONDS, Served, epollkit_command
+from wire import PATIENCE_SECONDS, epollkit_command
 
 from epollkit import LimitReached, Loop
 from epollkit.http import Response, listen
 from epollkit.siege import Scenario, Siege, SiegeFailed, run
 from epollkit.siege.run import BOOT, raise_fd_limit, shares
 from epollkit.siege.worker import SPARE_FDS
-
-SUPPORT = Path(__file__).resolve().parent / "support"
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory):
-    with Served("--port", "0", "--app-dir", str(SUPPORT), "besieged:app",
-                directory=tmp_path_factory.mktemp("besieged")) as made:
-        yield made
 
 
 @contextlib.contextmanager

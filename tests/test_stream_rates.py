@@ -17,13 +17,6 @@ on_the_fake_clock = pytest.mark.debug_build
 
 
 @pytest.fixture
-def clock():
-    from epollkit import _operations
-    with _operations.fake_clock() as made:
-        yield made
-
-
-@pytest.fixture
 def loop(request):
     if request.node.get_closest_marker("debug_build"):
         request.getfixturevalue("clock")

@@ -19,13 +19,6 @@ pytestmark = pytest.mark.debug_build
 
 
 @pytest.fixture
-def clock():
-    from epollkit import _operations
-    with _operations.fake_clock() as made:
-        yield made
-
-
-@pytest.fixture
 def loop(clock):
     with epollkit.Loop() as made:
         yield made

@@ -18,12 +18,7 @@ import epollkit
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.fixture(scope="module", autouse=True)
-def stress() -> Iterator[None]:
-    """The package in the source tree, behind the installed epollkit, which the tree would hide."""
-    sys.path.append(str(ROOT))
-    yield
-    sys.path.remove(str(ROOT))
+pytestmark = pytest.mark.usefixtures("stress_package")
 
 
 def module(name: str) -> Any:

@@ -55,11 +55,8 @@ CAUGHT = [
 
 
 @pytest.fixture(scope="module")
-def stress() -> Any:
-    """The package in the source tree, behind the installed epollkit, which the tree would hide."""
-    sys.path.append(str(ROOT))
-    yield importlib.import_module("stress")
-    sys.path.remove(str(ROOT))
+def stress(stress_package: None) -> Any:
+    return importlib.import_module("stress")
 
 
 @pytest.fixture

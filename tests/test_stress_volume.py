@@ -3,9 +3,7 @@ from __future__ import annotations
 
 import importlib
 import socket
-import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,12 +17,7 @@ import epollkit
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.fixture(scope="module", autouse=True)
-def stress() -> Iterator[None]:
-    """The package in the source tree, behind the installed epollkit, which the tree would hide."""
-    sys.path.append(str(ROOT))
-    yield
-    sys.path.remove(str(ROOT))
+pytestmark = pytest.mark.usefixtures("stress_package")
 
 
 def module(name: str) -> Any:

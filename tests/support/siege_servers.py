@@ -161,11 +161,16 @@ def take_request(peer: Peer) -> Request:
     return found[0]
 
 
-def besiege(bench: Bench, prepared: list[Any], **options: Any) -> dict[str, Any]:
-    """An engine from its start to its end, and its tally, checked."""
+def start(bench: Bench, prepared: list[Any], **options: Any) -> Engine:
+    """An engine at work."""
     engine = Engine(bench.loop, prepared, **options)
     engine.start()
-    return ended(bench, engine)
+    return engine
+
+
+def besiege(bench: Bench, prepared: list[Any], **options: Any) -> dict[str, Any]:
+    """An engine from its start to its end, and its tally, checked."""
+    return ended(bench, start(bench, prepared, **options))
 
 
 def ended(bench: Bench, engine: Engine) -> dict[str, Any]:
